@@ -1,0 +1,61 @@
+# Everything a newcomer, a developer and CI need. Only python3 (3.11 or newer, with venv and pip) and make are required.
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+LOCK    = deploy/lock
+
+.DEFAULT_GOAL := help
+.PHONY: help demo install dev test lint types contracts check lock clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## the whole thing on this machine: CA, stand-in Deepgram, proxy, the official SDK
+	@exec $(BIN)/dgproxy demo $(ARGS)
+
+test: dev check ## every test, with lint, types and import contracts
+	$(BIN)/python -m pytest $(ARGS)
+
+check: lint types contracts
+
+lint: dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: dev
+	$(BIN)/mypy
+
+contracts: dev ## the house's import rules
+	$(BIN)/lint-imports
+
+dev: $(VENV)/.dev ## a virtual environment with all that tests and bench need
+
+install: $(VENV)/.demo
+
+# The three locks hold exact versions with hashes; nothing is compiled (wheels only).
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"dgproxy needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv and pip; on Debian: apt install python3-venv"; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.python $(LOCK)/demo.txt pyproject.toml
+	@echo "Installing dgproxy into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r $(LOCK)/demo.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.python $(LOCK)/dev.txt pyproject.toml
+	@echo "Installing dgproxy and what its tests need into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r $(LOCK)/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@ $(VENV)/.demo
+
+lock: ## renew the locks from pyproject.toml (needs uv)
+	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet pyproject.toml -o $(LOCK)/run.txt
+	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --extra demo --group build pyproject.toml -o $(LOCK)/demo.txt
+	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --extra demo --group dev pyproject.toml -o $(LOCK)/dev.txt
+
+clean: ## removes what was made here
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage*

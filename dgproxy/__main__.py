@@ -1,0 +1,5 @@
+"""`python -m dgproxy`."""
+
+from dgproxy.cli import main
+
+main()

@@ -1,0 +1,2 @@
+"""Moved: dgproxy.wire.refusals (temporary re-export)."""
+from dgproxy.wire.refusals import *  # noqa: F403

@@ -1,0 +1,34 @@
+"""The command line. Commands parse, ask and print; they decide nothing."""
+
+import sys
+from typing import Final
+
+import rich_click as click
+
+import dgproxy
+from dgproxy.cli.keys import keys
+from dgproxy.cli.live import status
+from dgproxy.cli.run import run, standin
+from dgproxy.cli.setup import check, init
+from dgproxy.net.tls import OPENSSL
+
+_GROUPS: Final = {
+    "Start": [init, check, run],
+    "Keys": [keys],
+    "Watch": [status],
+    "Try": [standin],
+}
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(
+    dgproxy.__version__,
+    message=f"dgproxy %(version)s (Python {sys.version.split()[0]}, {OPENSSL}, relay: buffer)",
+)
+def main() -> None:
+    """The front door of a self-hosted Deepgram: TLS, API keys, limits and metering in front of a container that has none."""
+
+
+for _title, _commands in _GROUPS.items():
+    for _command in _commands:
+        main.add_command(_command, panel=_title)

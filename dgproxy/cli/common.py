@@ -1,0 +1,37 @@
+"""What every command has: where its configuration is, whether to answer in JSON, and how to answer and to fail."""
+
+import sys
+from typing import Any, Final, NoReturn
+
+import msgspec
+import rich_click as click
+from rich.console import Console, RenderableType
+from rich.text import Text
+
+PIPE_WIDTH: Final = 160  # columns where no terminal says how many there are
+
+config_option = click.option(
+    "-c",
+    "--config",
+    metavar="FILE",
+    help="The configuration; without it $DGPROXY_CONFIG, ./dgproxy.toml or /etc/dgproxy/dgproxy.toml.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON document.")
+
+
+def emit(document: Any, people: RenderableType = "", *, as_json: bool = True) -> None:
+    """A command's answer on stdout: one JSON document, or what is made for people of the same."""
+    if as_json:
+        click.echo(msgspec.json.format(msgspec.json.encode(document), indent=2))
+        return
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    console.print(
+        people, soft_wrap=isinstance(people, str | Text)
+    )  # a line of text stays one, to be copied or searched
+
+
+def fail(message: str, exit_code: int = 1) -> NoReturn:
+    """Ends the command with its last word on stderr."""
+    click.echo(f"dgproxy: {message.encode(errors='replace').decode()}", err=True)
+    raise SystemExit(exit_code)

@@ -1,0 +1,235 @@
+"""`dgproxy keys`: through the running proxy if there is one, else on the store itself, as the store's owner."""
+
+import contextlib
+import os
+import pwd
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import rich_click as click
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from dgproxy.access.keys import Pepper
+from dgproxy.admin import control
+from dgproxy.admin.control import ControlError, ControlTimeout, NotRunning
+from dgproxy.cli.common import config_option, emit, fail, json_option
+from dgproxy.config import Config, ConfigError, find_config, load, read_pepper
+from dgproxy.store import StateBusy, StoreError, check_directory, lock, service
+from dgproxy.store.keys import FILE_NAME, KeyStore
+from dgproxy.store.service import Rejected
+
+_ANSWER: Final = 30.0  # seconds for the proxy to carry out a command
+_PATIENCE: Final = 5.0  # seconds in which a proxy that starts or stops either answers or lets go of its state
+_TRY: Final = 0.2  # seconds to wait for the lock before the socket is tried again
+
+
+def _create(store: KeyStore, config: Config, args: Mapping[str, Any]) -> dict[str, Any]:
+    answer, _ = service.create_key(
+        store, config, args, uid=os.getuid(), now=time.time(), random_bytes=os.urandom
+    )  # no worker is there to hear of it
+    return answer
+
+
+_ON_THE_STORE: Final[Mapping[str, Callable[[KeyStore, Config, Mapping[str, Any]], dict[str, Any]]]] = {
+    "keys.create": _create,
+    "keys.list": lambda store, _, args: service.list_keys(store, args),
+    "keys.show": lambda store, _, args: service.show_key(store, args),
+}
+
+
+def ask(config: Config, command: str, args: Mapping[str, Any]) -> Any:
+    """Has the command carried out, once, by the running proxy or on the store itself; its answer.
+
+    Raises:
+        ControlError, ControlTimeout, Rejected, StateBusy, StoreError, ConfigError: it was not, or no one can tell.
+    """
+    state = Path(config.state.directory)
+    give_up = time.monotonic() + _PATIENCE
+    while True:
+        with contextlib.suppress(NotRunning):
+            return control.call(Path(config.admin.socket), command, args, _ANSWER)
+        check_directory(state)
+        owner = _owner(state)
+        pepper = Pepper(read_pepper(config))  # as who we are: a credential may be root's alone
+        try:
+            with _acting_as(owner), lock(state, _TRY), KeyStore.open(state / FILE_NAME, pepper) as store:
+                return _ON_THE_STORE[command](store, config, args)
+        except StateBusy:
+            if time.monotonic() >= give_up:
+                raise
+
+
+def _owner(state: Path) -> os.stat_result:
+    """Whose the state is; StoreError if we can't act as its owner."""
+    status = state.stat()
+    if os.geteuid() not in {0, status.st_uid}:
+        try:
+            name = pwd.getpwuid(status.st_uid).pw_name
+        except KeyError:
+            name = f"uid {status.st_uid}"
+        raise StoreError(state, f"belongs to {name}, and no proxy is running", f"run this as root or as {name}")
+    return status
+
+
+@contextlib.contextmanager
+def _acting_as(owner: os.stat_result) -> Iterator[None]:
+    """With the rights of the state's owner, so that what root makes is not root's and shuts the daemon out."""
+    if os.geteuid() == owner.st_uid:
+        yield
+        return
+    group = os.getegid()
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+
+
+# --- commands ---------------------------------------------------------------------------------------------------
+
+
+def _all(config: Config) -> list[dict[str, Any]]:
+    keys: list[dict[str, Any]] = []
+    after: int | None = 0
+    while after is not None:
+        page = ask(config, "keys.list", {"after": after})
+        keys += page["keys"]
+        after = page["next"]
+    return keys
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """Whatever stands in a command's way, as its last word."""
+    try:
+        yield
+    except (ConfigError, ControlError, ControlTimeout, Rejected, StateBusy, StoreError, OSError) as error:
+        fail(str(error))
+
+
+_OVERRIDES: Final = {  # a plan's field, as an option: what it does for this key alone
+    "streams": "In flight at once, like 50.",
+    "rate": "Requests and streams begun, like 10/s.",
+    "burst": "Of them at once, like 20.",
+    "quota-audio": "Audio in each window, like 100h/month.",
+    "quota-requests": "Requests in each window, like 100000/day.",
+    "classes": "Kinds of work, like batch,stream.",
+    "models": "Models, like nova-3,aura-2; * for every one.",
+    "max-body": "Largest body, like 2GiB.",
+    "stream-max-life": "Longest stream, like 2h; 0s for no limit.",
+}
+
+
+def _override_options(command: Callable[..., None]) -> Callable[..., None]:
+    for name, help_text in reversed(_OVERRIDES.items()):
+        command = click.option(f"--{name}", metavar="VALUE", help=help_text)(command)
+    return command
+
+
+@click.group()
+def keys() -> None:
+    """Make, list and show ingress keys."""
+
+
+@keys.command()
+@click.option("--name", required=True, help="Whose it is; unique among keys that are not revoked.")
+@click.option("--plan", default="default", show_default=True, help="A plan of the configuration.")
+@click.option("--expires", metavar="DURATION", help="From now, like 90d; never if left out.")
+@_override_options
+@config_option
+@json_option
+def create(config: str | None, *, as_json: bool, name: str, plan: str, expires: str | None, **own: str | None) -> None:
+    """Make a key and print it, this once."""
+    overrides = {option.replace("_", "-"): value for option, value in own.items() if value is not None}
+    args = {"name": name, "plan": plan, "expires": expires, "overrides": overrides}
+    with _told():
+        made = ask(load(find_config(config)), "keys.create", args)
+    emit(made, _new_key(made), as_json=as_json)
+
+
+@keys.command("list")
+@config_option
+@json_option
+def list_(config: str | None, *, as_json: bool) -> None:
+    """List all keys, in the order of making."""
+    with _told():
+        found = _all(load(find_config(config)))
+    emit(found, _many(found), as_json=as_json)
+
+
+@keys.command()
+@click.argument("id")
+@config_option
+@json_option
+def show(config: str | None, *, as_json: bool, id: str) -> None:  # noqa: A002 - what people call it
+    """Show one key."""
+    with _told():
+        found = ask(load(find_config(config)), "keys.show", {"id": id})
+    emit(found, _one(found), as_json=as_json)
+
+
+# --- for people -------------------------------------------------------------------------------------------------
+#
+# What a user gave is put in as Text, never as rich's markup.
+
+
+def _short(overrides: Mapping[str, Any]) -> str:
+    """Overrides in a line: "streams=5 quota.audio=100h/month models=a,b"."""
+    words = []
+    for name, value in overrides.items():
+        match value:
+            case dict():
+                words += [f"{name}.{part}={amount}" for part, amount in value.items()]
+            case list():
+                words.append(f"{name}={','.join(value)}")
+            case _:
+                words.append(f"{name}={value}")
+    return " ".join(words)
+
+
+def _facts(key: Mapping[str, Any], *fields: str) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    for field in fields:
+        value = key[field]
+        match field:
+            case "overrides":
+                text = _short(value) or "none: all as its plan has it"
+            case "expires":
+                text = value or "never"
+            case _:
+                text = str(value)
+        grid.add_row(Text(field, "bold"), Text(text, overflow="fold"))
+    return grid
+
+
+def _new_key(made: Mapping[str, Any]) -> Panel:
+    facts = _facts(made, "key", "id", "name", "plan", "expires", "overrides")
+    return Panel(facts, title="New key", subtitle="It is shown only this once: keep it now.", expand=False)
+
+
+def _one(key: Mapping[str, Any]) -> Table:
+    return _facts(key, "id", "name", "plan", "state", "created", "expires", "overrides")
+
+
+_STATE_STYLES: Final = {"active": "green", "disabled": "yellow", "revoked": "red"}
+
+
+def _many(keys: list[dict[str, Any]]) -> Table:
+    table = Table("id", "name", "plan", "state", "created", "expires", "overrides")
+    for key in keys:
+        table.add_row(
+            key["id"],
+            Text(key["name"]),
+            Text(key["plan"]),
+            Text(key["state"], _STATE_STYLES[key["state"]]),
+            key["created"],
+            key["expires"] or "never",
+            Text(_short(key["overrides"])),
+        )
+    return table

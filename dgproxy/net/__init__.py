@@ -1,0 +1,1 @@
+"""Moves bytes: sockets, TLS, the relay. Does I/O and decides nothing."""

@@ -1,0 +1,372 @@
+"""One connected socket, plain or TLS, under one owner.
+
+Rules of this file:
+- Whoever made the Endpoint ends it: `close`, `abort` or `release`, each of which may be called twice.
+- The reader stays in the loop between reads, so that a peer that goes away is seen at once; it holds at most a bounded
+  number of bytes that nobody asked for yet, then stops reading until they are taken (backpressure).
+- Waiting is bounded by progress: a timeout runs only while no byte moves.
+"""
+
+import asyncio
+import enum
+import socket
+import struct
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Final
+
+from dgproxy.net import tls
+
+CHUNK: Final = 64 * 1024  # bytes a read; a TLS record holds 16 KiB at most
+EARLY: Final = 32 * 1024  # bytes held that nobody asked for yet (spec part 5)
+_RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
+
+
+class Cause(enum.StrEnum):
+    """Why an endpoint can't be used any more."""
+
+    RESET = "reset"
+    TIMEOUT = "timeout"
+    TLS = "tls"
+    CLOSED = "closed"  # by ourselves
+
+
+class Lost(Exception):  # noqa: N818 - what happened
+    """The peer is gone, or silent past its time."""
+
+    def __init__(self, cause: Cause, detail: str = "") -> None:
+        super().__init__(detail or cause.value)
+        self.cause = cause
+
+
+class Endpoint:
+    """A non-blocking socket with a bounded read buffer and awaitable reads and writes. One reader and one writer."""
+
+    __slots__ = (
+        "_chunks",
+        "_closed",
+        "_eof",
+        "_half_closed",
+        "_loop",
+        "_lost",
+        "_on_gone",
+        "_pending",
+        "_reading",
+        "_ready",
+        "_recv",
+        "_send",
+        "_size",
+        "_tls",
+        "_waiter",
+        "fd",
+        "peer",
+        "sock",
+    )
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer: str) -> None:
+        sock.setblocking(False)  # noqa: FBT003
+        self._loop = loop
+        self.sock = sock
+        self.fd: Final = sock.fileno()
+        self.peer: Final = peer
+        self._tls: tls.Connection | None = None
+        self._recv: Callable[[], bytes] = partial(sock.recv, CHUNK)
+        self._send: Callable[[Any], int] = sock.send
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._eof = False
+        self._lost: Lost | None = None
+        self._waiter: asyncio.Future[None] | None = None  # of read()
+        self._ready: asyncio.Future[None] | None = None  # of whatever else waits: handshake, connect, write
+        self._reading = False
+        self._closed = False
+        self._half_closed = False
+        self._on_gone: Callable[[], None] | None = None
+        self._pending: Callable[[], int] = _nothing
+
+    # --- TLS ------------------------------------------------------------------------------------------------------
+
+    async def handshake(
+        self, context: tls.Context, timeout: float, *, server_side: bool, name: str | None = None  # noqa: ASYNC109
+    ) -> None:
+        """Puts the socket under TLS. `name` is the server's, when we are the client.
+
+        Raises:
+            Lost: it did not finish in `timeout` seconds, or failed (then `__cause__` says how).
+        """
+        try:
+            self.sock = wrapped = tls.wrap(self.sock, context, server_side=server_side, name=name)
+        except (OSError, ValueError) as error:
+            raise Lost(Cause.RESET) from error
+        self._tls = connection = tls.connection(wrapped)
+        deadline = self._loop.time() + timeout
+        while True:
+            try:
+                connection.do_handshake()
+                break
+            except tls.WantRead:
+                await self._once(self._loop.add_reader, self._loop.remove_reader, deadline - self._loop.time())
+            except tls.WantWrite:
+                await self._once(self._loop.add_writer, self._loop.remove_writer, deadline - self._loop.time())
+            except tls.TlsError as error:
+                raise Lost(Cause.TLS) from error
+            except OSError as error:
+                raise Lost(Cause.RESET) from error
+        self._recv = partial(connection.read, CHUNK)
+        self._send = connection.write
+        self._pending = connection.pending
+
+    @property
+    def secure(self) -> bool:
+        """Whether it is under TLS."""
+        return self._tls is not None
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    async def read(self, timeout: float) -> bytes:  # noqa: ASYNC109 - progress, not a total
+        """Whatever has arrived, at least a byte; b"" at the end of the stream.
+
+        Raises:
+            Lost: nothing came in `timeout` seconds, or the peer is gone.
+        """
+        while not self._chunks:
+            if self._lost is not None:
+                raise self._lost
+            if self._eof:
+                return b""
+            self._start_reading()
+            self._waiter = self._loop.create_future()
+            timer = self._loop.call_later(timeout, _settle, self._waiter, Lost(Cause.TIMEOUT))
+            try:
+                await self._waiter
+            finally:
+                timer.cancel()
+                self._waiter = None
+        return self._take()
+
+    def unread(self, data: bytes) -> None:
+        """Puts bytes back in front of what was not read yet."""
+        if data:
+            self._chunks.insert(0, data)
+            self._size += len(data)
+
+    def watch(self, on_gone: Callable[[], None] | None = None) -> None:
+        """Keeps reading ahead, within the bound; `on_gone` is called once if the peer ends or loses the connection."""
+        self._on_gone = on_gone
+        if on_gone is not None and self.gone:
+            self._loop.call_soon(on_gone)
+            self._on_gone = None
+        self._start_reading()
+
+    @property
+    def gone(self) -> bool:
+        """Whether nothing more will come."""
+        return self._eof or self._lost is not None or self._closed
+
+    def _take(self) -> bytes:
+        data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
+        self._chunks.clear()
+        self._size = 0
+        return data
+
+    def _on_readable(self) -> None:
+        try:
+            while True:
+                data = self._recv()
+                if not data:
+                    self._eof = True
+                    break
+                self._chunks.append(data)
+                self._size += len(data)
+                if not self._pending():
+                    break
+        except tls.WOULD_BLOCK:
+            pass
+        except tls.TlsError as error:
+            self._lost = _caused(Lost(Cause.TLS), error)
+        except OSError as error:
+            self._lost = _caused(Lost(Cause.RESET), error)
+        if self._size >= EARLY or self.gone:
+            self._stop_reading()
+        if self._waiter is not None and (self._chunks or self.gone):
+            _settle(self._waiter)
+        if self.gone and self._on_gone is not None:
+            on_gone, self._on_gone = self._on_gone, None
+            on_gone()
+
+    def _start_reading(self) -> None:
+        if not self._reading and not self.gone and self._size < EARLY:
+            self._reading = True
+            self._loop.add_reader(self.fd, self._on_readable)
+
+    def _stop_reading(self) -> None:
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self.fd)
+
+    # --- writing --------------------------------------------------------------------------------------------------
+
+    async def write(self, data: bytes, timeout: float) -> None:  # noqa: ASYNC109 - progress, not a total
+        """Sends all of it.
+
+        Raises:
+            Lost: the peer took nothing for `timeout` seconds, or is gone.
+        """
+        view = memoryview(data)
+        while view:
+            if self._closed:
+                raise Lost(Cause.CLOSED)
+            try:
+                view = view[self._send(view) :]
+            except tls.WOULD_BLOCK:
+                await self._once(self._loop.add_writer, self._loop.remove_writer, timeout)
+            except tls.TlsError as error:
+                raise Lost(Cause.TLS) from error
+            except OSError as error:
+                raise Lost(Cause.RESET) from error
+
+    def write_plain(self, data: bytes) -> None:
+        """Sends bytes past TLS, for a client that never spoke it; best effort."""
+        try:
+            socket.socket.send(self.sock, data)
+        except OSError:
+            pass
+
+    async def connect(self, address: Any, timeout: float) -> None:  # noqa: ASYNC109
+        """Connects the socket.
+
+        Raises:
+            Lost: refused, unreachable, or not in time.
+        """
+        try:
+            self.sock.connect(address)
+        except BlockingIOError:
+            await self._once(self._loop.add_writer, self._loop.remove_writer, timeout)
+            code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if code:
+                raise Lost(Cause.RESET, f"errno {code}") from OSError(code, "connect")
+        except OSError as error:
+            raise Lost(Cause.RESET) from error
+
+    async def _once(self, add: Any, remove: Any, timeout: float) -> None:  # noqa: ASYNC109
+        """Waits until the fd is ready once; Lost(TIMEOUT) if it is not in time."""
+        if self._closed:
+            raise Lost(Cause.CLOSED)
+        self._ready = waiter = self._loop.create_future()
+        add(self.fd, _settle, waiter)
+        timer = self._loop.call_later(max(timeout, 0), _settle, waiter, Lost(Cause.TIMEOUT))
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+            self._ready = None
+            if not self._closed:
+                remove(self.fd)
+
+    # --- hand-over and end ----------------------------------------------------------------------------------------
+
+    def release(self) -> bytes:
+        """Takes it out of the loop for the relay, which drives the fd from here on; what was read ahead."""
+        self._stop_reading()
+        self._on_gone = None
+        return self._take() if self._chunks else b""
+
+    def reader(self, buffer: bytearray) -> Callable[[], int]:
+        """A call that reads once into the buffer and gives the number of bytes, 0 at the end (for the relay)."""
+        if self._tls is not None:
+            return partial(self._tls.read, len(buffer), buffer)
+        return partial(self.sock.recv_into, buffer)
+
+    def sender(self) -> Callable[[Any], int]:
+        """A call that sends once and gives the number of bytes taken (for the relay)."""
+        return self._send
+
+    @property
+    def ended(self) -> bool:
+        """Whether the peer's end of stream was read (for the relay)."""
+        return self._eof
+
+    def half_close(self) -> bool:
+        """Tells the peer that nothing more comes from us. Whether its bytes can still be read."""
+        if self._closed or self._half_closed:
+            return not self._closed
+        self._half_closed = True
+        readable = True
+        if self._tls is not None:
+            readable = tls.close_notify(self._tls)
+        try:
+            socket.socket.shutdown(self.sock, socket.SHUT_WR)  # SSLSocket's own would drop the TLS state
+        except OSError:
+            return False
+        return readable
+
+    async def discard(self, seconds: float, idle: float, most: int) -> None:
+        """Throws away, undecrypted, what still comes: until its end, `seconds`, `idle` seconds of nothing or `most` bytes."""
+        self._stop_reading()
+        buffer = bytearray(CHUNK)
+        deadline = self._loop.time() + seconds
+        while most > 0 and not self._closed:
+            try:
+                size = socket.socket.recv_into(self.sock, buffer)
+            except BlockingIOError:
+                try:
+                    wait = min(idle, deadline - self._loop.time())
+                    await self._once(self._loop.add_reader, self._loop.remove_reader, wait)
+                except Lost:
+                    return
+                continue
+            except OSError:
+                return
+            if not size or self._loop.time() > deadline:
+                return
+            most -= size
+            await asyncio.sleep(0)  # others have their turn, however fast this one sends
+
+    def close(self) -> None:
+        """Ends it in good order."""
+        if self._closed:
+            return
+        if self._tls is not None and not self._half_closed and self._lost is None:
+            tls.close_notify(self._tls)
+        self._end()
+
+    def abort(self) -> None:
+        """Ends it with a reset, so that the peer can't take what it has for the whole."""
+        if self._closed:
+            return
+        try:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        except OSError:
+            pass
+        self._end()
+
+    def _end(self) -> None:
+        self._closed = True
+        self._stop_reading()
+        self._on_gone = None
+        self._loop.remove_reader(self.fd)
+        self._loop.remove_writer(self.fd)
+        self.sock.close()
+        self._tls = None
+        for waiter in (self._waiter, self._ready):
+            if waiter is not None:
+                _settle(waiter, Lost(Cause.CLOSED))
+
+
+def _settle(waiter: "asyncio.Future[None]", error: Lost | None = None) -> None:
+    """Wakes whoever waits, once."""
+    if waiter.done():
+        return
+    if error is None:
+        waiter.set_result(None)
+    else:
+        waiter.set_exception(error)
+
+
+def _caused(lost: Lost, error: OSError) -> Lost:
+    lost.__cause__ = error
+    return lost
+
+
+def _nothing() -> int:
+    return 0

@@ -1,0 +1,95 @@
+"""TLS on the real file descriptor: contexts, and a connection that the loop's readers and writers can drive.
+
+Rules of this file: with `libssl`, the only place that imports ssl. Connections are non-blocking `ssl.SSLSocket`s, since
+asyncio's TLS transports put two memory buffers between OpenSSL and the socket (performance.md: 1.5 times the cost).
+"""
+
+import socket
+import ssl
+from typing import Any, Final, Protocol, cast
+
+from dgproxy.net import libssl
+
+WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+WantRead: Final = ssl.SSLWantReadError
+WantWrite: Final = ssl.SSLWantWriteError
+TlsError: Final = ssl.SSLError
+
+Context = ssl.SSLContext
+OPENSSL: Final = ssl.OPENSSL_VERSION
+
+_MINIMUM: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+# TLS 1.2 with forward secrecy and AEAD only; TLS 1.3's suites are not named here and stay as OpenSSL has them.
+_CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
+
+
+class Connection(Protocol):
+    """What of `_ssl._SSLSocket` the data plane uses; it saves a Python frame a call over `ssl.SSLSocket`."""
+
+    def do_handshake(self) -> None: ...
+    def read(self, size: int, buffer: Any = ...) -> Any: ...
+    def write(self, data: Any) -> int: ...
+    def pending(self) -> int: ...
+    def shutdown(self) -> Any: ...
+
+
+def server_context(certificate: str, private_key: str, minimum: str, ticket_keys: bytes | None = None) -> Context:
+    """The context of a listener. With `ticket_keys`, sessions resume on every context that has the same.
+
+    Raises:
+        OSError, ssl.SSLError: the pair can't be read, or does not match.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = _MINIMUM[minimum]
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context.set_ciphers(_CIPHERS)
+    context.set_alpn_protocols(["http/1.1"])  # deepgram.md 1: no SDK asks for h2, curl would take it
+    context.load_cert_chain(certificate, private_key)
+    extra = libssl.probe()
+    if ticket_keys is not None and extra is not None:
+        extra.set_ticket_keys(context, ticket_keys)
+    return context
+
+
+def client_context() -> Context:
+    """The context for an https upstream: system CAs (or SSL_CERT_FILE), names checked."""
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def wrap(sock: socket.socket, context: Context, *, server_side: bool, name: str | None = None) -> ssl.SSLSocket:
+    """The socket under TLS, its handshake not begun; `sock` is detached and must not be used any more.
+
+    A stream that ends without close_notify is an error (`ssl.SSLEOFError`), so that a truncation shows.
+    """
+    return context.wrap_socket(
+        sock,
+        server_side=server_side,
+        server_hostname=name,
+        do_handshake_on_connect=False,
+        suppress_ragged_eofs=False,
+    )
+
+
+def connection(sock: ssl.SSLSocket) -> Connection:
+    """The TLS connection of a wrapped socket."""
+    return cast("Connection", cast("Any", sock)._sslobj)  # noqa: SLF001 - see Connection
+
+
+def close_notify(tls: Connection) -> bool:
+    """Tells the peer, as far as the socket takes it, that nothing more comes. Whether its bytes can still be read."""
+    extra = libssl.probe()
+    if extra is not None:
+        extra.send_close_notify(tls)
+        return True
+    try:
+        tls.shutdown()
+    except OSError:  # the peer's close_notify is not there yet, or data is in its place
+        return False
+    return False
+
+
+def spoke_plain_http(error: BaseException) -> bool:
+    """Whether a handshake failed because the client sent HTTP without TLS."""
+    return isinstance(error, ssl.SSLError) and error.reason == "HTTP_REQUEST"

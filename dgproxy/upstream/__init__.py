@@ -1,0 +1,1 @@
+"""The containers: which one, and a connection to it."""

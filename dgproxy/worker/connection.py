@@ -1,0 +1,412 @@
+"""The life of a client's connection, top to bottom: accept, handshake, then request after request, phase by phase.
+
+Rules of this file: phases are decided in the order of spec part 5, all on the head alone, before any byte of a body or a
+100 Continue; every 4xx and 5xx of our own is written by `_refuse`; whoever takes a slot or a lease gives it back in the
+same function, or hands it to a Stream.
+"""
+
+import asyncio
+import time
+import traceback
+import uuid
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Final
+
+from dgproxy import events
+from dgproxy.access import credentials, policy
+from dgproxy.access.credentials import Credential
+from dgproxy.access.limits import Slot
+from dgproxy.config import Plan, effective
+from dgproxy.net import closing, tls
+from dgproxy.net.endpoint import Cause, Endpoint, Lost
+from dgproxy.upstream.pool import Lease, Unreachable
+from dgproxy.wire import deepgram, forwarding, refusals
+from dgproxy.wire.exchange import Downstream, Upstream
+from dgproxy.wire.handshake import DownstreamHandshake, UpstreamHandshake
+from dgproxy.wire.head import Head, find_end, judge
+from dgproxy.wire.refusals import Refusal
+from dgproxy.wire.response import BadAnswer
+from dgproxy.worker.exchange import CLIENT_CLOSED, GONE, Exchange, Failed, Outcome, Served, Stale, read_answer
+from dgproxy.worker.meter import End, Meter
+from dgproxy.worker.stream import Stream
+
+if TYPE_CHECKING:
+    from dgproxy.worker.main import Worker
+
+_TLS_EXPECTED: Final = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 24\r\nConnection: close\r\n\r\n"
+    b"This port speaks HTTPS.\n"
+)
+_LICENCE_KEY_LENGTH: Final = 40  # hex digits; Deepgram's own keys (bad-inputs C11)
+_SWITCHING_PROTOCOLS: Final = 101
+
+
+class Connection:
+    """One client connection, until it ends or becomes a Stream."""
+
+    def __init__(self, worker: "Worker", endpoint: Endpoint) -> None:
+        self._worker = worker
+        self._endpoint = endpoint
+        self._handed_over = False
+        self.idle = False  # between two requests: may be closed at any time
+
+    async def serve(self) -> None:
+        """Everything that happens on this connection."""
+        phase = "handshake"
+        try:
+            if self._worker.context is not None:
+                await self._handshake(self._worker.context)
+            phase = "request"
+            while await self._request():
+                if self._worker.stopping:
+                    break
+        except Lost as lost:
+            if self._worker.log.wants(events.CONNECTION_FAILED):
+                self._worker.log(
+                    events.CONNECTION_FAILED,
+                    peer=self._endpoint.peer,
+                    phase=phase,
+                    cause=lost.cause,
+                    detail=str(lost.__cause__ or ""),
+                )
+        except Exception as fault:  # noqa: BLE001 - a fault of ours ends one connection, not the worker
+            self._worker.log(
+                events.WORKER_FAULT, phase=phase, error=repr(fault), trace=traceback.format_exc(limit=-6)
+            )
+        finally:
+            if not self._handed_over:
+                self._endpoint.close()
+
+    def close_if_idle(self) -> None:
+        """Ends the connection if no request is in progress on it."""
+        if self.idle:
+            self._endpoint.close()
+
+    def abort(self) -> None:
+        """Ends it now, whatever it does."""
+        if not self._handed_over:
+            self._endpoint.abort()
+
+    # --- phases ---------------------------------------------------------------------------------------------------
+
+    async def _handshake(self, context: tls.Context) -> None:
+        try:
+            await self._endpoint.handshake(context, self._worker.config.timeouts.tls_handshake, server_side=True)
+        except Lost as lost:
+            if lost.__cause__ is not None and tls.spoke_plain_http(lost.__cause__):
+                self._endpoint.write_plain(_TLS_EXPECTED)
+                await closing.linger(self._endpoint)
+            raise
+
+    async def _request(self) -> bool:
+        """One request, phase by phase; whether another may follow on this connection."""
+        worker = self._worker
+
+        head = await self._head()  # phase: head
+        if head is None:
+            return False
+        request_id = str(uuid.uuid4())
+        if isinstance(head, Refusal):
+            return await self._refuse(head, request_id, "head")
+        meter = Meter(request_id, self._endpoint.peer, head)
+        exchange = Downstream.begin(head)
+        if isinstance(exchange, Refusal):
+            return await self._refuse(exchange, request_id, "head", meter)
+        handshake = DownstreamHandshake.begin(head) if head.websocket else None
+        if isinstance(handshake, Refusal):
+            return await self._refuse(handshake, request_id, "head", meter)
+
+        cls = deepgram.route(head.method, head.path, websocket=head.websocket)  # phase: route
+        if isinstance(cls, Refusal):
+            return await self._refuse(cls, request_id, "route", meter)
+        meter.cls = cls
+
+        credential = credentials.find(head.headers, websocket=head.websocket)  # phase: credential
+        if isinstance(credential, Refusal):
+            return await self._refuse(credential, request_id, "credential", meter)
+
+        key = worker.table.check(credential.value, worker.pepper, time.time())  # phase: key
+        if isinstance(key, Refusal):
+            return await self._refuse(key, request_id, "key", meter, credential=credential)
+        meter.key = key
+
+        plan = worker.config.plans.get(key.plan)  # phase: policy
+        if plan is None:
+            return await self._refuse(refusals.PLAN_UNKNOWN, request_id, "policy", meter)
+        plan = effective(plan, key.overrides)
+        refusal = policy.judge(plan, cls, head)
+        if refusal is not None:
+            return await self._refuse(refusal, request_id, "policy", meter)
+        if worker.stopping:
+            return await self._refuse(refusals.STOPPING, request_id, "limits", meter)
+
+        slot = await worker.ledger.admit(key.id, cls)  # phase: limits
+        if isinstance(slot, Refusal):
+            return await self._refuse(slot, request_id, "limits", meter)
+        try:
+            if handshake is None:
+                return await self._exchange(meter, exchange, plan)
+            return await self._upgrade(meter, exchange, handshake, credential, slot)
+        finally:
+            if not self._handed_over:
+                worker.ledger.give_back(slot)
+
+    async def _head(self) -> Head | Refusal | None:
+        """The next request's head; None if the client is done."""
+        timeouts = self._worker.config.timeouts
+        endpoint = self._endpoint
+        buffer = bytearray()
+        seen = 0
+        skipped = False
+        deadline = 0.0
+        while True:
+            if buffer[:2] == b"\r\n" and not skipped:  # RFC 9112 2.2: one empty line before a request is forgiven
+                del buffer[:2]
+                skipped = True
+            if buffer and buffer[:1] != b"\r":
+                end = find_end(buffer, seen)
+                seen = len(buffer)
+                if isinstance(end, Refusal):
+                    return end
+                if end is not None:
+                    endpoint.unread(bytes(buffer[end:]))
+                    return judge(bytes(buffer[:end]))
+            elif len(buffer) > 1:
+                return refusals.BAD_FRAMING
+            if buffer and not deadline:
+                deadline = self._worker.loop.time() + timeouts.request_head
+            try:
+                self.idle = not buffer
+                left = deadline - self._worker.loop.time() if deadline else timeouts.idle_keepalive
+                data = await endpoint.read(max(left, 0.0))
+            except Lost as lost:
+                if lost.cause is Cause.TIMEOUT and buffer:
+                    return refusals.HEAD_TIMEOUT
+                if lost.cause in (Cause.TIMEOUT, Cause.CLOSED):
+                    return None
+                raise
+            finally:
+                self.idle = False
+            if not data:
+                return None
+            buffer += data
+
+    # --- refusals -------------------------------------------------------------------------------------------------
+
+    async def _refuse(
+        self,
+        refusal: Refusal,
+        request_id: str,
+        phase: str,
+        meter: Meter | None = None,
+        *,
+        credential: Credential | None = None,
+        body_read: bool = False,
+        detail: str | None = None,
+    ) -> bool:
+        """Writes the table's answer and logs it; whether the connection may go on.
+
+        It may not after a refusal of the framing, nor with a body (or a tunnel's first frames) still to come: then it is
+        half-closed and what comes is discarded, so that the answer arrives.
+        """
+        head = None if meter is None else meter.head
+        close = (
+            refusal.close
+            or head is None
+            or (head.has_body and not body_read)
+            or head.websocket
+            or head.minor == 0
+            or b"close" in head.connection
+            or self._worker.stopping
+        )
+        body = refusal.body(request_id)
+        lines = [
+            f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}",
+            f"Date: {formatdate(usegmt=True)}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            f"dg-request-id: {request_id}",
+            f"dg-error: {refusal.message}",
+        ]
+        lines += [f"{name}: {value}" for name, value in refusal.headers]
+        if refusal.retry_after is not None:
+            lines.append(f"Retry-After: {refusal.retry_after}")
+        if close:
+            lines.append("Connection: close")
+        answer = "\r\n".join([*lines, "", ""]).encode()
+        if head is None or head.method != b"HEAD":
+            answer += body
+        self._log_refusal(refusal, request_id, phase, meter, credential, detail)
+        await self._endpoint.write(answer, self._worker.config.timeouts.stream_idle)
+        if close:
+            await closing.linger(self._endpoint)
+        return not close
+
+    def _log_refusal(
+        self,
+        refusal: Refusal,
+        request_id: str,
+        phase: str,
+        meter: Meter | None,
+        credential: Credential | None,
+        detail: str | None,
+    ) -> None:
+        about = {"request_id": request_id, "peer": self._endpoint.peer} if meter is None else meter.fields()
+        self._worker.log(
+            events.REQUEST_REFUSED,
+            **about,
+            status=refusal.status,
+            code=refusal.code,
+            reason=refusal.message,
+            phase=phase,
+            form=None if credential is None else credential.form,
+            hint=None if credential is None else _hint(credential.value),
+            upstream=None if meter is None else meter.upstream,
+            detail=detail,
+        )
+
+    # --- HTTP -----------------------------------------------------------------------------------------------------
+
+    async def _exchange(self, meter: Meter, downstream: Downstream, plan: Plan) -> bool:
+        """Relays one request and its answer; whether another request may follow."""
+        worker = self._worker
+        if worker.log.wants(events.REQUEST_OPEN):
+            worker.log(events.REQUEST_OPEN, **meter.fields())
+        outcome: Outcome = Stale()
+        fresh = False
+        while isinstance(outcome, Stale):
+            try:
+                lease = await worker.pool.lease(fresh=fresh)
+            except Unreachable as error:
+                outcome = Failed(refusals.UPSTREAM_UNREACHABLE, End.UPSTREAM_FAULT, error.detail)
+                break
+            meter.upstream = lease.target.name
+            exchange = self._over(lease, downstream, meter)
+            try:
+                outcome = await exchange.run(self._upstream_headers(meter, lease), plan.max_body, reused=lease.reused)
+            finally:
+                worker.pool.give_back(lease, reusable=exchange.reusable)
+            fresh = True
+        if isinstance(outcome, Failed):
+            return await self._fail(meter, outcome)
+        worker.finished(meter, outcome.end)
+        if outcome.keep and not worker.stopping:
+            self._endpoint.unread(downstream.rest())
+            return True
+        await closing.linger(self._endpoint)
+        return False
+
+    def _over(self, lease: Lease, downstream: Downstream, meter: Meter) -> Exchange:
+        config = self._worker.config
+        return Exchange(
+            self._endpoint, downstream, lease.endpoint, meter, config.timeouts, config.upstream.response_timeout
+        )
+
+    async def _fail(self, meter: Meter, failed: Failed) -> bool:
+        """An admitted request that gets no answer from the upstream but a refusal from us."""
+        meter.status = failed.refusal.status
+        self._worker.finished(meter, failed.end)
+        return await self._refuse(
+            failed.refusal, meter.request_id, "upstream", meter, detail=failed.detail, body_read=failed.body_read
+        )
+
+    # --- WebSocket ------------------------------------------------------------------------------------------------
+
+    async def _upgrade(
+        self, meter: Meter, downstream: Downstream, handshake: DownstreamHandshake, credential: Credential, slot: Slot
+    ) -> bool:
+        """Asks the upstream for a WebSocket; only its verified 101 makes ours, and the connection a Stream."""
+        worker = self._worker
+        patience = worker.config.timeouts.upgrade
+        lease: Lease | None = None
+        try:
+            async with asyncio.timeout(patience):
+                lease = await worker.pool.lease(fresh=True)
+                meter.upstream = lease.target.name
+                self._endpoint.watch(on_gone=lease.endpoint.abort)
+                ours = UpstreamHandshake(meter.head.target, self._upstream_headers(meter, lease))
+                conversation = Upstream.of_upgrade(meter.head.target, lease.target.host)
+                await lease.endpoint.write(ours.head, patience)
+                answer = await read_answer(conversation, lease.endpoint, patience)
+                if answer.status == _SWITCHING_PROTOCOLS:
+                    ours.verify(answer)
+                    self._endpoint.watch()  # from here on the Stream watches
+                    meter.status = answer.status
+                    meter.dg_request_id = answer.one(b"dg-request-id")
+                    accepted = handshake.accept(credential.subprotocol, forwarding.upgrade_headers(answer.headers))
+                    await self._endpoint.write(accepted, patience)
+                    self._become_stream(meter, lease, slot, credential, conversation.rest())
+                    return False
+            outcome: Outcome = await self._over(lease, downstream, meter).relay(conversation, answer)
+        except (Unreachable, TimeoutError, BadAnswer, Lost) as error:
+            outcome = GONE if self._endpoint.gone or meter.status else _upgrade_failed(error)
+        finally:
+            if lease is not None and not self._handed_over:
+                lease.endpoint.abort()
+                worker.pool.give_back(lease, reusable=False)
+        if isinstance(outcome, Failed):
+            return await self._fail(meter, outcome)
+        assert isinstance(outcome, Served)  # noqa: S101 - a fresh connection is never stale
+        meter.status = meter.status or CLIENT_CLOSED
+        worker.finished(meter, outcome.end)
+        await closing.linger(self._endpoint)
+        return False
+
+    def _become_stream(
+        self, meter: Meter, lease: Lease, slot: Slot, credential: Credential, from_upstream: bytes
+    ) -> None:
+        """Hands both sockets, the slot and the meter over; this connection owns nothing any more."""
+        worker = self._worker
+        self._handed_over = True
+        stream = Stream(worker.loop, self._endpoint, lease, slot, meter, worker.buffer, worker.on_stream_end)
+        worker.streams.add(stream)
+        worker.log(
+            events.STREAM_OPEN,
+            **meter.fields(),
+            upstream=meter.upstream,
+            dg_request_id=meter.dg_request_id,
+            subprotocol=credential.subprotocol,
+        )
+        stream.start(self._endpoint.release(), from_upstream + lease.endpoint.release())
+
+    def _upstream_headers(self, meter: Meter, lease: Lease) -> list[tuple[bytes, bytes]]:
+        """The request's headers for this upstream, framing excepted."""
+        return forwarding.upstream_headers(
+            meter.head,
+            host=lease.target.host,
+            peer=_address(self._endpoint.peer),
+            scheme=b"https" if self._endpoint.secure else b"http",
+            request_id=meter.request_id.encode(),
+            trace_id=uuid.uuid4().hex.encode(),
+            span_id=uuid.uuid4().hex[:16].encode(),
+        )
+
+
+def _upgrade_failed(error: Exception) -> Failed:
+    """What a client is owed whose handshake the upstream did not answer as it should."""
+    match error:
+        case Unreachable():
+            return Failed(refusals.UPSTREAM_UNREACHABLE, End.UPSTREAM_FAULT, error.detail)
+        case TimeoutError():
+            return Failed(refusals.UPSTREAM_TIMEOUT, End.UPSTREAM_FAULT, "no answer to the handshake in time")
+        case Lost(cause=Cause.TIMEOUT):
+            return Failed(refusals.UPSTREAM_TIMEOUT, End.UPSTREAM_FAULT, "no answer to the handshake in time")
+        case _:
+            return Failed(refusals.UPSTREAM_BROKE, End.UPSTREAM_FAULT, str(error))
+
+
+def _address(peer: str) -> bytes:
+    """The address of `address:port`, without the brackets of an IPv6 one."""
+    return peer.rpartition(":")[0].strip("[]").encode()
+
+
+def _hint(value: bytes) -> str | None:
+    """What a wrong credential looks like, for the operator; never any of it."""
+    if len(value) == _LICENCE_KEY_LENGTH and all(byte in b"0123456789abcdef" for byte in value):
+        return "looks like a key of Deepgram's own; clients need an ingress key (dgp_...)"
+    if value.startswith(b"eyJ"):
+        return "looks like a JWT; tokens are not issued by this release"
+    if value == b"proxy":
+        return "the JavaScript SDK's proxy mode sends the literal key 'proxy'"
+    return None

@@ -1,0 +1,257 @@
+"""One HTTP request over one upstream connection: the body up, the answer down, both at once.
+
+Rules of this file: it writes no refusal, it says how the exchange ended (`Outcome`) and the connection does the rest; the
+upload runs beside the answer and is always awaited; whichever side goes away ends the other within the same tick.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Final
+
+from dgproxy.config import Timeouts
+from dgproxy.net.endpoint import Cause, Endpoint, Lost
+from dgproxy.wire import forwarding, refusals
+from dgproxy.wire.exchange import END, BadBody, Downstream, Upstream
+from dgproxy.wire.head import Head
+from dgproxy.wire.refusals import Refusal
+from dgproxy.wire.response import Answer, BadAnswer
+from dgproxy.worker.meter import End, Meter
+
+CLIENT_CLOSED: Final = 499  # nginx's number for a client that went away before it was answered
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The client has its answer, as far as it goes."""
+
+    end: End
+    keep: bool  # another request may follow on the client's connection
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The client has no answer yet and is owed this one."""
+
+    refusal: Refusal
+    end: End
+    detail: str
+    body_read: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """A kept upstream connection was closed under our hands; nothing of a body was sent, so another may be tried."""
+
+
+Outcome = Served | Failed | Stale
+GONE: Final = Served(End.CLIENT_GONE, keep=False)
+
+
+async def read_answer(conversation: Upstream, upstream: Endpoint, timeout: float) -> Answer:  # noqa: ASYNC109
+    """The head of the upstream's final answer; `timeout` bounds each wait.
+
+    Raises:
+        BadAnswer: it is malformed, or the upstream ended without one.
+        Lost: the connection broke, or nothing came in time.
+    """
+    while True:
+        answer = conversation.answer()
+        if isinstance(answer, Answer):
+            return answer
+        data = await upstream.read(timeout)
+        if not data:
+            raise BadAnswer("ended without an answer")
+        conversation.feed(data)
+
+
+class Exchange:
+    """One attempt at one request."""
+
+    def __init__(
+        self,
+        client: Endpoint,
+        downstream: Downstream,
+        upstream: Endpoint,
+        meter: Meter,
+        timeouts: Timeouts,
+        response_timeout: float,
+    ) -> None:
+        self._client = client
+        self._downstream = downstream
+        self._upstream = upstream
+        self._meter = meter
+        self._timeouts = timeouts
+        self._response_timeout = response_timeout
+        self._conversation: Upstream | None = None
+        self._sent_body = False
+
+    @property
+    def reusable(self) -> bool:
+        """Whether the upstream connection may serve another request."""
+        return self._conversation is not None and self._conversation.reusable
+
+    async def run(self, headers: list[tuple[bytes, bytes]], max_body: int, *, reused: bool) -> Outcome:
+        """Sends the request with these headers, relays the answer. `max_body` in bytes; `reused`: may have gone stale."""
+        head = self._meter.head
+        self._client.watch(on_gone=self._upstream.abort)
+        self._conversation = conversation = Upstream(head.method, head.target, headers + _framing(head))
+        upload = asyncio.ensure_future(self._upload(conversation, max_body))
+        try:
+            answer = await self._answer(conversation, upload)
+            if isinstance(answer, Answer):
+                return await self.relay(conversation, answer, upload)
+            if isinstance(answer, Failed) and answer.end is End.UPSTREAM_GONE and reused and not self._sent_body:
+                return Stale()
+            return answer
+        finally:
+            self._client.watch()
+            if not upload.done():
+                upload.cancel()
+            await asyncio.wait((upload,))
+
+    # --- up -------------------------------------------------------------------------------------------------------
+
+    async def _upload(self, conversation: Upstream, max_body: int) -> Failed | Served | None:
+        """The request, head and body; None when all is sent or the upstream takes no more. Else it ends the exchange."""
+        downstream, upstream = self._downstream, self._upstream
+        patience = self._timeouts.stream_idle
+        try:
+            await upstream.write(conversation.head, patience)
+            proceed = downstream.proceed()
+            if proceed:
+                await self._client.write(proceed, patience)
+            while (piece := await self._piece()) is not None:
+                self._meter.bytes_in += len(piece)
+                if self._meter.bytes_in > max_body:
+                    return self._give_up(Failed(refusals.BODY_TOO_LARGE, End.REFUSED, "body larger than announced"))
+                self._sent_body = True
+                try:
+                    await upstream.write(conversation.data(piece), patience)
+                except Lost:
+                    return None  # it may have answered already; if not, whoever waits for the answer finds out
+            if self._meter.head.has_body:
+                await upstream.write(conversation.end(), patience)
+            else:
+                conversation.end()
+        except BadBody as error:
+            return self._give_up(Failed(refusals.BAD_FRAMING, End.CLIENT_FAULT, str(error)))
+        except _ClientLost as lost:
+            if lost.cause is Cause.TIMEOUT:
+                return self._give_up(Failed(refusals.BODY_TIMEOUT, End.CLIENT_FAULT, "body stopped"))
+            return self._give_up(GONE)
+        except Lost:
+            return None
+        return None
+
+    async def _piece(self) -> bytes | None:
+        """The next bytes of the client's body, None at its end."""
+        while True:
+            event = self._downstream.body()
+            if isinstance(event, bytes):
+                return event
+            if event is END:
+                return None
+            try:
+                data = await self._client.read(self._timeouts.stream_idle)
+            except Lost as lost:
+                raise _ClientLost(lost.cause) from lost
+            if not data:
+                raise _ClientLost(Cause.RESET)
+            self._downstream.feed(data)
+
+    def _give_up(self, outcome: "Failed | Served") -> "Failed | Served":
+        """Ends the upstream's half, so that whoever waits for its answer wakes; a cut request is never completed."""
+        self._upstream.abort()
+        return outcome
+
+    # --- down -----------------------------------------------------------------------------------------------------
+
+    async def _answer(self, conversation: Upstream, upload: "asyncio.Future[Failed | Served | None]") -> Answer | Outcome:
+        while True:
+            try:
+                return await read_answer(conversation, self._upstream, self._response_timeout)
+            except BadAnswer as error:
+                fault: Exception = error
+            except Lost as lost:
+                if lost.cause is Cause.TIMEOUT and not upload.done():
+                    continue  # it need not answer before it has the whole request
+                fault = lost
+            break
+        if upload.done() and (outcome := upload.result()) is not None:
+            return outcome
+        if self._client.gone:
+            return GONE
+        if isinstance(fault, Lost) and fault.cause is Cause.TIMEOUT:
+            self._upstream.abort()
+            return self._failed(refusals.UPSTREAM_TIMEOUT, End.UPSTREAM_FAULT, "no answer in time")
+        ended = isinstance(fault, Lost) or self._upstream.ended
+        end = End.UPSTREAM_GONE if ended else End.UPSTREAM_FAULT
+        return self._failed(refusals.UPSTREAM_BROKE, end, str(fault))
+
+    def _failed(self, refusal: Refusal, end: End, detail: str) -> Failed:
+        return Failed(refusal, end, detail, body_read=self._downstream.body_ended)
+
+    async def relay(
+        self, conversation: Upstream, answer: Answer, upload: "asyncio.Future[Failed | Served | None] | None" = None
+    ) -> Outcome:
+        """Passes the answer on. Without an `upload` (a refused handshake) the connection ends with it."""
+        meter, downstream, client = self._meter, self._downstream, self._client
+        patience = self._timeouts.stream_idle
+        meter.status = answer.status
+        meter.dg_request_id = answer.one(b"dg-request-id") or answer.one(b"x-dg-request-id")
+        close = upload is None or not upload.done()
+        try:
+            out = downstream.respond(
+                answer.status, answer.reason, forwarding.downstream_headers(answer.headers), close=close
+            )
+        except ValueError as error:
+            return self._failed(refusals.UPSTREAM_BROKE, End.UPSTREAM_FAULT, str(error))
+        try:
+            while True:
+                event = conversation.body()
+                if isinstance(event, bytes):
+                    meter.bytes_out += len(event)
+                    out += downstream.data(event)
+                elif event is END:
+                    await client.write(out + downstream.end(), patience)
+                    return Served(End.COMPLETE, keep=not close and downstream.reusable)
+                elif out:
+                    await client.write(out, patience)
+                    out = b""
+                else:
+                    conversation.feed(await self._more())
+        except (BadAnswer, _UpstreamLost) as error:
+            gone = client.gone
+            client.abort()  # the client must see that this is not the whole
+            if gone:
+                return GONE
+            return Served(End.UPSTREAM_GONE if isinstance(error, _UpstreamLost) else End.UPSTREAM_FAULT, keep=False)
+        except Lost:
+            client.abort()
+            return GONE
+
+    async def _more(self) -> bytes:
+        try:
+            return await self._upstream.read(self._response_timeout)
+        except Lost as lost:
+            raise _UpstreamLost(lost.cause) from lost
+
+
+class _ClientLost(Exception):  # noqa: N818
+    def __init__(self, cause: Cause) -> None:
+        super().__init__(cause.value)
+        self.cause = cause
+
+
+class _UpstreamLost(Exception):  # noqa: N818
+    def __init__(self, cause: Cause) -> None:
+        super().__init__(cause.value)
+
+
+def _framing(head: Head) -> list[tuple[bytes, bytes]]:
+    """The body's framing as the client sent it."""
+    if head.chunked:
+        return [(b"Transfer-Encoding", b"chunked")]
+    if head.content_length is not None:
+        return [(b"Content-Length", b"%d" % head.content_length)]
+    return []

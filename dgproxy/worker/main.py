@@ -1,0 +1,261 @@
+"""A worker process: sets itself up from the supervisor's messages, accepts, and answers to nobody else.
+
+Rules of this file: the only way in from outside is the supervisor's socket; signals that are meant for the supervisor are
+ignored. When that socket ends, the supervisor is dead: accept no more, drain for a short bound, and leave, so that
+nothing orphaned holds the port.
+"""
+
+import asyncio
+import gc
+import mmap
+import os
+import signal
+import socket
+import sys
+from typing import Any, Final
+
+import uvloop
+
+from dgproxy import events, ipc
+from dgproxy.access.keys import Pepper, Table
+from dgproxy.access.limits import Slot
+from dgproxy.config import Config, private_key_path
+from dgproxy.logs import Log
+from dgproxy.net import relay, tls
+from dgproxy.net.channel import Channel
+from dgproxy.net.endpoint import Endpoint
+from dgproxy.net.listen import Acceptor
+from dgproxy.upstream.pool import Pool
+from dgproxy.worker.connection import Connection
+from dgproxy.worker.ledger import Ledger
+from dgproxy.worker.meter import End, Meter
+from dgproxy.worker.stream import Stream
+
+ORPHAN_DRAIN: Final = 3.0  # seconds; spec: no process and no bound port left 5 s after the supervisor's death
+_TICK: Final = 1.0  # seconds: idle streams, usage reports
+_IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE)
+
+
+class Worker:
+    """What a worker holds; its connections reach it all from here."""
+
+    config: Config
+    log: Log
+    table: Table
+    pepper: Pepper
+    pool: Pool
+    context: tls.Context | None
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
+        self.loop = loop
+        self.started = loop.time()
+        self.stopping = False
+        self.buffer = relay.make_buffer()
+        self.streams: set[Stream] = set()
+        self._connections: dict[asyncio.Task[None], Connection] = {}
+        self._acceptors: list[Acceptor] = []
+        self._most = 0
+        self._served = 0
+        self._records: list[ipc.Record] = []
+        self._told = (-1, -1, -1)
+        self._ready = False
+        self._exit_code = 0
+        self._over: asyncio.Event = asyncio.Event()
+        self._channel: Channel[ipc.Down] = Channel(
+            loop, sock, ipc.Unpacker(ipc.DOWN), self._on_message, self._on_orphaned
+        )
+        self.ledger = Ledger(loop, self._channel.send)
+
+    async def run(self) -> int:
+        """Serves until it is told to stop and has nothing left to do; the exit code."""
+        self.loop.call_later(_TICK, self._tick)
+        await self._over.wait()
+        for connection in list(self._connections.values()):
+            connection.abort()
+        for stream in list(self.streams):
+            stream.end(End.STOPPED)
+        if self._connections:
+            await asyncio.wait(list(self._connections), timeout=1.0)
+        if self._ready:
+            self.pool.close()
+            self._report()
+            self.log.close()
+        self._channel.close()
+        return self._exit_code
+
+    # --- the supervisor's messages --------------------------------------------------------------------------------
+
+    def _on_message(self, message: ipc.Down) -> None:
+        try:
+            self._obey(message)
+        except Exception as fault:  # noqa: BLE001 - no worker is better than one that does not know what it should
+            print(f"dgproxy worker: {fault!r}", file=sys.stderr, flush=True)  # noqa: T201 - the log may not be up
+            self._exit_code = 1
+            self._over.set()
+
+    def _obey(self, message: ipc.Down) -> None:
+        match message:
+            case ipc.Setup():
+                self._set_up(message)
+            case ipc.Snapshot():
+                self._load(message)
+            case ipc.Change():
+                self.table.apply(message.delta)
+                self._channel.send(ipc.Applied(message.delta.generation))
+            case ipc.Verdicts():
+                self.ledger.settle(message)
+            case ipc.Stop():
+                self._stop(message.within)
+
+    def _set_up(self, setup: ipc.Setup) -> None:
+        if setup.version != ipc.VERSION:
+            raise ipc.BadMessage(f"the supervisor speaks version {setup.version}, this is {ipc.VERSION}")
+        self.config = config = setup.config
+        self.log = Log(config.log.level, config.log.format, process=f"worker {setup.index}")
+        self.pepper = Pepper(setup.pepper)
+        self.pool = Pool(self.loop, config.upstream)
+        self.context = None
+        if config.server.tls:
+            self.context = tls.server_context(
+                config.tls.certificate, private_key_path(config), config.tls.min_version, setup.ticket_keys
+            )
+        self._most = max(1, -(-config.limits.connections // setup.workers))
+        for _ in setup.listeners:
+            listener = socket.socket(fileno=self._channel.take_fd())
+            listener.setblocking(False)  # noqa: FBT003
+            self._acceptors.append(Acceptor(self.loop, listener, self._on_accept))
+
+    def _load(self, snapshot: ipc.Snapshot) -> None:
+        fd = self._channel.take_fd()
+        try:
+            self.table = Table(mmap.mmap(fd, 0, prot=mmap.PROT_READ))
+        finally:
+            os.close(fd)
+        if self.table.generation != snapshot.generation:
+            raise ipc.BadMessage("a snapshot of another generation than announced")
+        self._channel.send(ipc.Applied(snapshot.generation))
+        if not self._ready:
+            self._ready = True
+            gc.collect()
+            gc.freeze()  # what start-up made lives as long as the process: not worth looking at again
+            for acceptor in self._acceptors:
+                acceptor.resume()
+            self.log(events.WORKER_READY, pid=os.getpid(), start_s=round(self.loop.time() - self.started, 3))
+            self._channel.send(ipc.Ready(ipc.VERSION, os.getpid()))
+
+    def _stop(self, within: float) -> None:
+        """Accepts no more, lets what runs go on for so many seconds; a shorter bound than before counts."""
+        if not self.stopping:
+            self.stopping = True
+            for acceptor in self._acceptors:
+                acceptor.stop()
+            for connection in self._connections.values():
+                connection.close_if_idle()
+        if within <= 0:
+            self._over.set()
+        else:
+            self.loop.call_later(within, self._over.set)
+            self._end_if_done()
+
+    def _on_orphaned(self) -> None:
+        if self._ready:
+            self.log(events.WORKER_ORPHANED, within_s=ORPHAN_DRAIN, streams=len(self.streams))
+            self._stop(ORPHAN_DRAIN)
+        else:
+            self._over.set()
+
+    # --- connections ----------------------------------------------------------------------------------------------
+
+    def _on_accept(self, sock: socket.socket, address: Any) -> None:
+        host, port = address[:2]
+        peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        connection = Connection(self, Endpoint(self.loop, sock, peer))
+        task = self.loop.create_task(connection.serve())
+        self._connections[task] = connection
+        task.add_done_callback(self._on_connection_end)
+        self._throttle()
+
+    def _on_connection_end(self, task: "asyncio.Task[None]") -> None:
+        del self._connections[task]
+        if not task.cancelled():
+            task.exception()
+        self._on_one_less()
+
+    def on_stream_end(self, stream: Stream, slot: Slot, meter: Meter, end: End) -> None:
+        """What a Stream's end leaves to be done."""
+        self.streams.discard(stream)
+        self.pool.give_back(stream.lease, reusable=False)
+        self.ledger.give_back(slot)
+        self.finished(meter, end)
+        self._on_one_less()
+
+    def finished(self, meter: Meter, end: End) -> None:
+        """The one line and the one record of an admitted request that has ended."""
+        websocket = meter.head.websocket
+        self.log(
+            events.STREAM_CLOSE if websocket else events.REQUEST_CLOSE, **meter.fields(), **meter.spent(end)
+        )
+        self._records.append(meter.record(end, websocket=websocket))
+        self._served += 1
+
+    @property
+    def connections(self) -> int:
+        """Open client connections, streams among them."""
+        return len(self._connections) + len(self.streams)
+
+    def _on_one_less(self) -> None:
+        self._throttle()
+        self._end_if_done()
+
+    def _throttle(self) -> None:
+        """At the limit new connections wait in the listener's queue."""
+        full = self.connections >= self._most
+        for acceptor in self._acceptors:
+            if full:
+                acceptor.pause()
+            else:
+                acceptor.resume()
+
+    def _end_if_done(self) -> None:
+        if self.stopping and not self.connections:
+            self._over.set()
+
+    # --- each second ----------------------------------------------------------------------------------------------
+
+    def _tick(self) -> None:
+        self.loop.call_later(_TICK, self._tick)
+        if not self._ready:
+            return
+        now = self.loop.time()
+        idle = self.config.timeouts.stream_idle
+        for stream in list(self.streams):
+            stream.tick(now, idle)
+        self.pool.tick()
+        self._report()
+
+    def _report(self) -> None:
+        state = (self.connections, len(self.streams), self._served)
+        if self._records or state != self._told:
+            self._told = state
+            self._channel.send(ipc.Usage(tuple(self._records), *state))
+            self._records.clear()
+
+
+def main() -> None:
+    """`python -m dgproxy.worker.main FD`: FD is this worker's end of the socketpair."""
+    for number in _IGNORED:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the supervisor blocked them until they are ignored
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    os.set_inheritable(sock.fileno(), False)  # noqa: FBT003
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        code = runner.run(_serve(sock))
+    sys.exit(code)
+
+
+async def _serve(sock: socket.socket) -> int:
+    return await Worker(asyncio.get_running_loop(), sock).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""What a request or stream used, gathered while it runs and told once, when it ends: one log line, one usage record."""
+
+import enum
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from dgproxy import ipc, redaction
+from dgproxy.access.keys import Record as Key
+from dgproxy.wire.deepgram import Class
+from dgproxy.wire.forwarding import client_request_id
+from dgproxy.wire.head import Head
+
+_USER_AGENT = 128  # characters of it in the log
+
+
+class End(enum.StrEnum):
+    """Why a request or stream ended; the `end` field of its log line and record."""
+
+    COMPLETE = "complete"  # both sides finished in good order
+    CLIENT_GONE = "client_gone"
+    UPSTREAM_GONE = "upstream_gone"
+    CLIENT_FAULT = "client_fault"  # a body that breaks its framing, or comes too slowly
+    UPSTREAM_FAULT = "upstream_fault"  # no valid answer, or none in time
+    REFUSED = "refused"  # by the upstream's answer to a handshake, or by a limit met on the way
+    IDLE = "idle"
+    STOPPED = "stopped"  # the proxy ended it
+
+
+@dataclass(slots=True)
+class Meter:
+    """One request, from its head on."""
+
+    request_id: str
+    peer: str
+    head: Head
+    cls: Class | None = None
+    key: Key | None = None
+    upstream: str | None = None
+    dg_request_id: bytes | None = None
+    status: int = 0
+    bytes_in: int = 0  # of the request's body or the client's frames
+    bytes_out: int = 0
+    wall_start: float = field(default_factory=time.time)
+    started: float = field(default_factory=time.monotonic)
+
+    def fields(self) -> dict[str, Any]:
+        """What every log line about this request says of it."""
+        agent = self.head.one(b"user-agent")
+        return {
+            "request_id": self.request_id,
+            "peer": self.peer,
+            "key_id": None if self.key is None else self.key.id,
+            "class": self.cls,
+            "method": self.head.method,
+            "path": redaction.target(self.head.path, self.head.query, served=self.cls is not None),
+            "client_request_id": client_request_id(self.head),
+            "user_agent": None if agent is None else agent[:_USER_AGENT],
+        }
+
+    def spent(self, end: End) -> dict[str, Any]:
+        """What its last line says beside `fields`."""
+        return {
+            "status": self.status,
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "wall_s": round(time.monotonic() - self.started, 6),
+            "upstream": self.upstream,
+            "dg_request_id": self.dg_request_id,
+            "end": end,
+        }
+
+    def record(self, end: End, *, websocket: bool) -> ipc.Record:
+        """The usage record of an admitted request.
+
+        Raises:
+            ValueError: it was never admitted.
+        """
+        if self.key is None or self.cls is None:
+            raise ValueError("not an admitted request")
+        return ipc.Record(
+            key_id=self.key.id,
+            cls=self.cls,
+            plan=self.key.plan,
+            websocket=websocket,
+            status=self.status,
+            bytes_in=self.bytes_in,
+            bytes_out=self.bytes_out,
+            started=self.wall_start,
+            wall=time.monotonic() - self.started,
+            request_id=self.request_id,
+            end=end.value,
+        )
