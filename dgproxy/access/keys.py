@@ -332,7 +332,7 @@ class Table:
         self._buffer = buffer
         self._marks = self._directory + 4 * (self._buckets + 1)
         self._places = self._marks + 8 * marks
-        self._miss = 8 * marks  # where the decoy's mark would be
+        self._miss = self._marks + 8 * marks  # where the decoy's mark would be
         self._decoy = _entry(_DECOY)
         self._changed: dict[bytes, bytes] = {}  # id -> entry; the decoy for an id that is no more
         self._foreign: dict[bytes, bytes] = {}  # digest -> entry, for foreign ones among the changed
@@ -406,7 +406,7 @@ class Table:
         at = marks + 8 * first
         while True:
             at = buffer.find(needle, at, end)
-            index, misfit = divmod(at - marks if at >= 0 else self._miss, 8)
+            index, misfit = divmod((self._miss if at < 0 else at) - marks, 8)
             if not misfit:
                 (place,) = _PLACE.unpack_from(buffer, self._places + 8 * index)
                 offset = place >> _LENGTH_BITS

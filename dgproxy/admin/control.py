@@ -272,7 +272,10 @@ def call(path: Path, command: str, args: Mapping[str, Any], timeout: float) -> A
     """
     name = _check_path(path)
     deadline = time.monotonic() + timeout
-    request = msgspec.json.encode(_Request(VERSION, command, dict(args))) + b"\n"
+    try:
+        request = msgspec.json.encode(_Request(VERSION, command, dict(args))) + b"\n"
+    except UnicodeEncodeError:
+        raise ControlError("bad_request", "an argument is not valid Unicode text") from None
     if len(request) > MAX_LINE:
         raise ControlError("too_long", f"a request has at most {MAX_LINE} bytes")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as peer:

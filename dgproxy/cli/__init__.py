@@ -12,7 +12,7 @@ from dgproxy.cli.run import run, standin
 from dgproxy.cli.setup import check, init
 from dgproxy.net.tls import OPENSSL
 
-_GROUPS: Final = {
+_GROUPS: Final[dict[str, list[click.Command]]] = {
     "Start": [init, check, run],
     "Keys": [keys],
     "Watch": [status],

@@ -222,9 +222,11 @@ class Relay:
             return
         if self.first_end is None:
             self.first_end = broken or direction.side
-        if broken is not None or (self.up.done and self.down.done):
+        both = self.up.done and self.down.done
+        if broken is not None or both:
             self.stop()
-            self._on_end(broken)
+            # Whoever was told the end and then drops the connection, as most clients do, has broken nothing.
+            self._on_end(None if both else broken)
 
 
 def _other(side: Side) -> Side:

@@ -189,8 +189,9 @@ class Upstream:
             self._receive(raw)
             if answer.status >= 200:  # noqa: PLR2004
                 self._answered = True
-                self._h11.receive_data(bytes(self._buffer))
-                self._buffer.clear()
+                if self._buffer:  # h11 takes empty bytes for the end of the stream
+                    self._h11.receive_data(bytes(self._buffer))
+                    self._buffer.clear()
                 return answer
             self._informational += 1
             if self._informational > MAX_INFORMATIONAL:
