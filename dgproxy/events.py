@@ -1,7 +1,7 @@
 """Every log event: its name, level and fields. The sink drops a field that is not listed here.
 
-Events of requests and streams are the access log; `request_id` is the one in our refusals and, unless the client sent its
-own, in X-Request-Id upstream.
+Events of requests and streams are the access log; `request_id` is the one in our refusals and, unless the client sent
+its own, in X-Request-Id upstream.
 """
 
 import logging

@@ -1,8 +1,8 @@
 """The log: structlog's events through one sink that redacts and never blocks.
 
 Rules of this file: a process writes its lines in a thread of their own, through a bounded queue, so that a reader that
-stopped reading (a full pipe, a stopped journal) never holds up a byte of a client; lines that do not fit are counted and
-the count is logged when there is room again. Every string passes `redaction.redact` on its way.
+stopped reading (a full pipe, a stopped journal) never holds up a byte of a client; lines that do not fit are counted
+and the count is logged when there is room again. Every string passes `redaction.redact` on its way.
 """
 
 import os
@@ -44,6 +44,11 @@ class Sink:
         except queue.Full:
             self.lost += 1
 
+    @property
+    def has_room(self) -> bool:
+        """Whether the next line would be taken."""
+        return not self._queue.full()
+
     def close(self) -> None:
         """Writes what is left, for as long as the reader takes it within a second."""
         try:
@@ -84,10 +89,7 @@ class Log:
         """Logs an event; None fields are left out. A field that the event does not list is dropped."""
         if event.level < self._level:
             return
-        if self._sink.lost > self._told:
-            lost = self._sink.lost - self._told
-            self._told = self._sink.lost
-            self._emit(events.LOG_LOST, {"lines": lost})
+        self._tell_lost()
         self._emit(event, fields)
 
     def wants(self, event: events.Event) -> bool:
@@ -95,8 +97,16 @@ class Log:
         return event.level >= self._level
 
     def close(self) -> None:
-        """Flushes, within a second."""
+        """Flushes, for as long as the reader takes lines within a second or two."""
+        self._tell_lost()
         self._sink.close()
+
+    def _tell_lost(self) -> None:
+        """Tells of lost lines once there is room to: a count that is lost itself would never be told."""
+        lost = self._sink.lost
+        if lost > self._told and self._sink.has_room:
+            self._emit(events.LOG_LOST, {"lines": lost - self._told})
+            self._told = lost
 
     def _emit(self, event: events.Event, fields: Mapping[str, object]) -> None:
         self._logger._proxy_to_logger("msg", event.name, level=_LEVEL_NAMES[event.level], **fields)  # noqa: SLF001

@@ -1,8 +1,8 @@
 """Takes secrets out of text that is going to be written down. Pure; used at the log's sink on every string.
 
-Rules of this file: this is the second line. The first is that no secret is put into a log field; but a client can put its
-key anywhere (a path, a query, a User-Agent), and what stands in the log must not open a door. Text that only looks like a
-secret is redacted too.
+Rules of this file: this is the second line. The first is that no secret is put into a log field; but a client can put
+its key anywhere (a path, a query, a User-Agent), and what stands in the log must not open a door. Text that only looks
+like a secret is redacted too.
 """
 
 import re
@@ -10,10 +10,13 @@ from typing import Final
 
 REDACTED: Final = "[redacted]"
 
-# Harmless parameters of Deepgram's (deepgram.md 4) whose values help whoever reads the log. All others are shown by name.
+# Harmless parameters of Deepgram's whose values help whoever reads the log. All others are shown by name alone.
 _SHOWN: Final = frozenset(
-    "model version language encoding sample_rate channels multichannel interim_results endpointing vad_events "
-    "smart_format punctuate diarize utterances container bit_rate utterance_end_ms numerals".split()
+    {
+        *("model", "version", "language", "encoding", "sample_rate", "channels", "multichannel", "container"),
+        *("bit_rate", "interim_results", "endpointing", "utterance_end_ms", "vad_events"),
+        *("smart_format", "punctuate", "diarize", "utterances", "numerals"),
+    }
 )
 _PLAIN_VALUE = re.compile(r"[A-Za-z0-9._:-]{0,48}")
 _PARAMETER_NAME = re.compile(r"[A-Za-z_]{1,32}")
@@ -22,16 +25,14 @@ _LONG_TOKEN = re.compile(r"[A-Za-z0-9_~+=-]{16,}")
 _OURS = re.compile(r"(dgp_[0-9A-Za-z]{0,10})[0-9A-Za-z]*_[0-9A-Za-z_]+")
 _PATTERNS: Final = (
     re.compile(r"(?i)\b((?:token|bearer|basic)(?:\s*,\s*|\s+|%20|\+|=))[^\s,\"']+"),
-    re.compile(r"()eyJ[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){1,2}"),  # a JWT
-    re.compile(r"()\b[0-9a-fA-F]{40}\b"),  # Deepgram's own keys
-    re.compile(r"((?:[a-z][a-z0-9+.-]*:)?//)[^/?#@\s]+@"),  # user and password in a URL
+    re.compile(r"()eyJ[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){1,4}"),  # a JWT; encrypted ones have five parts
+    re.compile(r"()[0-9a-fA-F]{40,}"),  # Deepgram's own keys, whatever they are glued to
+    re.compile(r"((?:[a-z][a-z0-9+.-]*:)?//)[^/?#\s]+@"),  # user and password in a URL
 )
 # Control characters, and the marks that turn the direction of text, would let a log line show what it does not say.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # Most lines hold nothing of the kind, and one look tells: each pattern above needs at least one of these.
-_SUSPECT = re.compile(
-    r"dgp_|(?i:token|bearer|basic)|eyJ|[0-9a-fA-F]{40}|//[^@]*@|" + _UNPRINTABLE.pattern, re.DOTALL
-)
+_SUSPECT = re.compile(r"dgp_|(?i:token|bearer|basic)|eyJ|[0-9a-fA-F]{40}|//[^@]*@|" + _UNPRINTABLE.pattern, re.DOTALL)
 
 
 def redact(text: str) -> str:

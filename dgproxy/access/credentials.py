@@ -1,7 +1,8 @@
 """The one credential of a request, wherever Deepgram's SDKs put it.
 
-Rules of this file: two different credentials, or a credential header sent twice, are refused, since proxies that pick one
-of two disagree with each other; a credential is never taken from the query; no repr shows one. Source: deepgram.md 2-3.
+Rules of this file: two different credentials, or a credential header sent twice, are refused, since proxies that pick
+one of two disagree with each other; a credential is never taken from the query; no repr shows one. Source:
+deepgram.md 2-3.
 """
 
 import re
@@ -9,9 +10,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from dgproxy.wire.head import Headers
-from dgproxy.wire.refusals import BAD_CREDENTIAL, NO_CREDENTIAL, TWO_CREDENTIALS, Refusal
+from dgproxy.wire.refusals import BAD_CREDENTIAL, BAD_HANDSHAKE, NO_CREDENTIAL, TWO_CREDENTIALS, Refusal
 
 SCHEMES: Final = frozenset({"token", "bearer"})
+MAX_OFFERS: Final = 16  # subprotocols; JS 5 offers four
 _AUTHORIZATION = re.compile(rb"(token|bearer) ([!#$%&'*+.^_`|~0-9A-Za-z-]+)", re.IGNORECASE)
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2: all that a subprotocol can carry
 _PAIRED = frozenset({"x-deepgram-session-id"})  # JS 5 sends this name and then its value among the subprotocols
@@ -58,7 +60,10 @@ def find(headers: Headers, *, websocket: bool) -> Credential | Refusal:
 
 def _subprotocol(value: bytes) -> Credential | Refusal | None:
     """The pair `token, K` or `bearer, K` in a list of offers (deepgram.md 3); None if neither word is offered."""
-    items = iter([item.strip(" \t") for item in value.decode("latin-1").split(",")])
+    offers = [item.strip(" \t") for item in value.decode("latin-1").split(",")]
+    if len(offers) > MAX_OFFERS or len(set(offers)) < len(offers):  # RFC 6455 4.1: all of them unique
+        return BAD_HANDSHAKE
+    items = iter(offers)
     found: Credential | None = None
     for item in items:
         if item.lower() in _PAIRED:

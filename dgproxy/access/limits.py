@@ -1,8 +1,8 @@
 """The ledger's rules: who holds which slot, exact over all workers.
 
 Rules of this file: a slot is held from admission until it is given back or its owner is gone; giving back what is not
-held changes nothing, so a late or doubled message can't free another's slot. Invariant: for each key and class, in_use()
-equals the number of slots held.
+held changes nothing, so a late or doubled message can't free another's slot. Invariant: for each key and class,
+in_use() equals the number of slots held.
 """
 
 from collections import Counter

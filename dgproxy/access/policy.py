@@ -1,8 +1,8 @@
 """What a key's plan lets a request do, judged on its head alone.
 
 Rules of this file: what can't be judged is refused; a query is read more widely than any upstream reads it (`&` and `;`
-part parameters, names count in any case), so that nothing hides from us that the container would see. Source: spec parts
-4-5, deepgram.md 10, bad-inputs.md P1, P2, P4.
+part parameters, names count in any case), so that nothing hides from us that the container would see. Source: spec
+parts 4-5, deepgram.md 10, bad-inputs.md P1, P2, P4.
 """
 
 import re
@@ -23,7 +23,8 @@ from dgproxy.wire.refusals import (
     Refusal,
 )
 
-_HOST_NAME = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}")  # no literal address has a TLD of letters
+# No literal address ends in a label of letters.
+_HOST_NAME = re.compile(r"(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}")
 _MODELLESS: Final = frozenset({Class.READ, Class.MODELS})
 
 

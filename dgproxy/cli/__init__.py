@@ -6,6 +6,7 @@ from typing import Final
 import rich_click as click
 
 import dgproxy
+from dgproxy.cli.demo import demo
 from dgproxy.cli.keys import keys
 from dgproxy.cli.live import status
 from dgproxy.cli.run import run, standin
@@ -16,7 +17,7 @@ _GROUPS: Final[dict[str, list[click.Command]]] = {
     "Start": [init, check, run],
     "Keys": [keys],
     "Watch": [status],
-    "Try": [standin],
+    "Try": [demo, standin],
 }
 
 
@@ -26,7 +27,7 @@ _GROUPS: Final[dict[str, list[click.Command]]] = {
     message=f"dgproxy %(version)s (Python {sys.version.split()[0]}, {OPENSSL}, relay: buffer)",
 )
 def main() -> None:
-    """The front door of a self-hosted Deepgram: TLS, API keys, limits and metering in front of a container that has none."""
+    """The front door of a self-hosted Deepgram: TLS, API keys and limits before a container that has none."""
 
 
 for _title, _commands in _GROUPS.items():

@@ -8,8 +8,7 @@ from dgproxy.cli.common import config_option, fail
 from dgproxy.config import ConfigError, find_config, load, parse_listen
 from dgproxy.standin.server import run as run_standin
 from dgproxy.store import StateBusy, StoreError
-from dgproxy.supervisor.main import CannotStart
-from dgproxy.supervisor.main import run as run_proxy
+from dgproxy.supervisor.main import CannotStart, run as run_proxy
 
 _STANDIN_LISTEN: Final = "127.0.0.1:8080"  # the port of Deepgram's container
 

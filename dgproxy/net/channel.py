@@ -1,4 +1,4 @@
-"""Messages and file descriptors over a Unix socketpair, driven by the loop. Knows bytes and messages, not their meaning."""
+"""Messages and file descriptors over a Unix socketpair, driven by the loop; their meaning is others' business."""
 
 import array
 import asyncio
@@ -42,7 +42,7 @@ class Channel(Generic[T]):
         loop.add_reader(self._fd, self._on_readable)
 
     def send(self, message: ipc.Message, fds: tuple[int, ...] = ()) -> None:
-        """Sends a message, and with its first byte the fds, which stay ours. Never blocks; to a dead peer it is lost."""
+        """Sends a message, and with its first byte the fds, which stay ours. Never blocks; a dead peer gets nothing."""
         if not self._open:
             return
         self._queue.append((memoryview(ipc.encode(message)), tuple(os.dup(fd) for fd in fds)))

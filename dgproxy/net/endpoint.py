@@ -8,6 +8,7 @@ Rules of this file:
 """
 
 import asyncio
+import contextlib
 import enum
 import socket
 import struct
@@ -87,7 +88,12 @@ class Endpoint:
     # --- TLS ------------------------------------------------------------------------------------------------------
 
     async def handshake(
-        self, context: tls.Context, timeout: float, *, server_side: bool, name: str | None = None  # noqa: ASYNC109
+        self,
+        context: tls.Context,
+        timeout: float,
+        *,
+        server_side: bool,
+        name: str | None = None,
     ) -> None:
         """Puts the socket under TLS. `name` is the server's, when we are the client.
 
@@ -123,7 +129,7 @@ class Endpoint:
 
     # --- reading --------------------------------------------------------------------------------------------------
 
-    async def read(self, timeout: float) -> bytes:  # noqa: ASYNC109 - progress, not a total
+    async def read(self, timeout: float) -> bytes:
         """Whatever has arrived, at least a byte; b"" at the end of the stream.
 
         Raises:
@@ -206,7 +212,7 @@ class Endpoint:
 
     # --- writing --------------------------------------------------------------------------------------------------
 
-    async def write(self, data: bytes, timeout: float) -> None:  # noqa: ASYNC109 - progress, not a total
+    async def write(self, data: bytes, timeout: float) -> None:
         """Sends all of it.
 
         Raises:
@@ -227,12 +233,10 @@ class Endpoint:
 
     def write_plain(self, data: bytes) -> None:
         """Sends bytes past TLS, for a client that never spoke it; best effort."""
-        try:
+        with contextlib.suppress(OSError):
             socket.socket.send(self.sock, data)
-        except OSError:
-            pass
 
-    async def connect(self, address: Any, timeout: float) -> None:  # noqa: ASYNC109
+    async def connect(self, address: Any, timeout: float) -> None:
         """Connects the socket.
 
         Raises:
@@ -248,7 +252,7 @@ class Endpoint:
         except OSError as error:
             raise Lost(Cause.RESET) from error
 
-    async def _once(self, add: Any, remove: Any, timeout: float) -> None:  # noqa: ASYNC109
+    async def _once(self, add: Any, remove: Any, timeout: float) -> None:
         """Waits until the fd is ready once; Lost(TIMEOUT) if it is not in time."""
         if self._closed:
             raise Lost(Cause.CLOSED)
@@ -301,7 +305,10 @@ class Endpoint:
         return readable
 
     async def discard(self, seconds: float, idle: float, most: int) -> None:
-        """Throws away, undecrypted, what still comes: until its end, `seconds`, `idle` seconds of nothing or `most` bytes."""
+        """Throws away, undecrypted, what still comes.
+
+        Until the peer's end of stream, `seconds` in all, `idle` seconds of nothing, or `most` bytes.
+        """
         self._stop_reading()
         buffer = bytearray(CHUNK)
         deadline = self._loop.time() + seconds
@@ -334,10 +341,8 @@ class Endpoint:
         """Ends it with a reset, so that the peer can't take what it has for the whole."""
         if self._closed:
             return
-        try:
+        with contextlib.suppress(OSError):
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-        except OSError:
-            pass
         self._end()
 
     def _end(self) -> None:

@@ -1,8 +1,8 @@
 """The pump: both directions of an open stream, bytes as they come.
 
 Rules of this file:
-- Hot: per event one read and one send, no allocation that can be avoided, no log, lock or await; exceptions only where a
-  socket would block.
+- Hot: per event one read and one send, no allocation that can be avoided, no log, lock or await; exceptions only
+where a socket would block.
 - One buffer serves all streams of a worker, since nothing is left in it between events: what can't be sent at once is
   copied into the direction's one pending slot, and its source is not read until that is gone (backpressure).
 - After OpenSSL has said "want write", exactly the same bytes are offered again (else BAD_LENGTH); so the slot only

@@ -26,11 +26,20 @@ _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 class Connection(Protocol):
     """What of `_ssl._SSLSocket` the data plane uses; it saves a Python frame a call over `ssl.SSLSocket`."""
 
-    def do_handshake(self) -> None: ...
-    def read(self, size: int, buffer: Any = ...) -> Any: ...
-    def write(self, data: Any) -> int: ...
-    def pending(self) -> int: ...
-    def shutdown(self) -> Any: ...
+    def do_handshake(self) -> None:
+        """As `ssl.SSLSocket.do_handshake`."""
+
+    def read(self, size: int, buffer: Any = ...) -> Any:
+        """At most `size` bytes, or with a buffer their number; 0 or b"" after close_notify."""
+
+    def write(self, data: Any) -> int:
+        """How many bytes were taken, a record's worth at most."""
+
+    def pending(self) -> int:
+        """Decrypted bytes that no poll of the fd will tell of."""
+
+    def shutdown(self) -> Any:
+        """close_notify, then the peer's."""
 
 
 def server_context(certificate: str, private_key: str, minimum: str, ticket_keys: bytes | None = None) -> Context:

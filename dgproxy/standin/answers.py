@@ -303,7 +303,7 @@ MODELS: Final = {
 THINK_MODELS: Final = {"models": [{"id": "stand-in", "name": "Stand-in", "provider": "aws_bedrock"}]}
 
 
-def job_for(opening: Opening, head: Head, active: Counter[str]) -> Job:  # noqa: C901 - a table of routes
+def job_for(opening: Opening, head: Head, active: Counter[str]) -> Job:
     """The job of an HTTP request. Raises ValueError with a sentence for a bad parameter."""
     options = opening.options
     match "GET" if head.method == "HEAD" else head.method, head.path:

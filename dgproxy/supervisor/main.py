@@ -94,6 +94,8 @@ class Supervisor:
             CannotStart, StoreError, ConfigError: before anything was served.
         """
         config = self._config
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            self._loop.add_signal_handler(number, self._on_signal, number)
         self._log(
             events.PROXY_START,
             version=dgproxy.__version__,
@@ -101,8 +103,6 @@ class Supervisor:
             workers=_worker_count(config),
             openssl=tls.OPENSSL,
         )
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            self._loop.add_signal_handler(number, self._on_signal, number)
         listeners: list[list[socket.socket]] = []
         control: ControlServer | None = None
         try:
@@ -121,7 +121,7 @@ class Supervisor:
                     raise CannotStart(f"{config.admin.socket}: {error.strerror or error}") from None
                 self._workers = Workers(self._loop, listeners, self._greet, self._on_message, self._on_death)
                 self._workers.start()
-                await self._serve(control)
+                await self._serve()
             finally:
                 if control is not None:
                     await control.close()
@@ -134,7 +134,7 @@ class Supervisor:
             self._log(events.PROXY_STOPPED, up_s=round(time.monotonic() - self._started, 3))
             self._log.close()
 
-    async def _serve(self, control: ControlServer) -> None:
+    async def _serve(self) -> None:
         config = self._config
         ready = asyncio.ensure_future(self._all_ready.wait())
         asked = asyncio.ensure_future(self._stop_asked.wait())
@@ -287,9 +287,7 @@ class Supervisor:
         self._keys.forget(life.owner)
         if restart_in is not None:
             exit_ = signal.Signals(-code).name if code < 0 else str(code)
-            self._log(
-                events.WORKER_DIED, pid=life.process.pid, exit=exit_, slots_freed=freed, restart_in_s=restart_in
-            )
+            self._log(events.WORKER_DIED, pid=life.process.pid, exit=exit_, slots_freed=freed, restart_in_s=restart_in)
 
     # --- signals and control --------------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 
 Rules of this file: a worker is started by fork and exec in one step, never by fork alone, since this process has a loop
 and threads; it inherits its end of one socketpair and nothing else, its listeners come over that; signals are blocked
-until it ignores them, so that a Ctrl-C can't hit it on its way up. A worker that dies is known by its pidfd, what it held
-is given back before its replacement starts, and one that keeps dying is started ever more slowly.
+until it ignores them, so that a Ctrl-C can't hit it on its way up. A worker that dies is known by its pidfd, what it
+held is given back before its replacement starts, and one that keeps dying is started ever more slowly.
 """
 
 import asyncio

@@ -1,7 +1,8 @@
 """The key table and its generations: the snapshot that workers map, the deltas that follow it.
 
-Rules of this file: generations rise by one and are the store's own; a worker gets the snapshot and then every delta since,
-in order, so that all of them hold the same table; a change is done when every worker has said that it applied it.
+Rules of this file: generations rise by one and are the store's own; a worker gets the snapshot and then every delta
+since, in order, so that all of them hold the same table; a change is done when every worker has said that it applied
+it.
 """
 
 import asyncio

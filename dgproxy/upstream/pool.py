@@ -1,8 +1,8 @@
 """Connections to the containers: fresh ones, and idle ones kept for the next request.
 
-Rules of this file: an idle connection stays in the loop, so that one that the container closed is dropped when it closes,
-not when it is needed; bytes that come on an idle connection belong to nobody and end it; a lease is given back exactly
-once, by whoever took it.
+Rules of this file: an idle connection stays in the loop, so that one that the container closed is dropped when it
+closes, not when it is needed; bytes that come on an idle connection belong to nobody and end it; a lease is given
+back exactly once, by whoever took it.
 """
 
 import asyncio
@@ -139,7 +139,7 @@ class Pool:
         cause = lost.__cause__ if lost is not None and lost.__cause__ is not None else lost
         raise Unreachable(f"{target.name}: {cause or 'timeout'}", timed_out=timed_out)
 
-    async def _open(self, target: Target, sock: socket.socket, address: Any, timeout: float) -> Endpoint:  # noqa: ASYNC109
+    async def _open(self, target: Target, sock: socket.socket, address: Any, timeout: float) -> Endpoint:
         endpoint = Endpoint(self._loop, sock, target.name)
         try:
             tune(sock)

@@ -1,7 +1,7 @@
 """Deepgram's surface: which request belongs to which class. Default deny: what no row names reaches no upstream.
 
-Rules of this file: a path is matched exactly as bytes (no decoding, no dot segments, no `//`, no trailing slash), so that
-no two parsers can disagree on what was meant. Source of the rows: spec part 5, deepgram.md 4.
+Rules of this file: a path is matched exactly as bytes (no decoding, no dot segments, no `//`, no trailing slash), so
+that no two parsers can disagree on what was meant. Source of the rows: spec part 5, deepgram.md 4.
 """
 
 import enum

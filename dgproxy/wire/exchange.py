@@ -12,7 +12,7 @@ from typing import Final, Literal
 
 import h11
 
-from dgproxy.wire.head import Head, Headers, find_end
+from dgproxy.wire.head import Head, find_end
 from dgproxy.wire.refusals import BAD_FRAMING, Refusal
 from dgproxy.wire.response import MAX_INFORMATIONAL, Answer, BadAnswer, judge
 

@@ -1,8 +1,8 @@
 """The life of a client's connection, top to bottom: accept, handshake, then request after request, phase by phase.
 
-Rules of this file: phases are decided in the order of spec part 5, all on the head alone, before any byte of a body or a
-100 Continue; every 4xx and 5xx of our own is written by `_refuse`; whoever takes a slot or a lease gives it back in the
-same function, or hands it to a Stream.
+Rules of this file: phases are decided in the order of spec part 5, all on the head alone, before any byte of a body
+or a 100 Continue; every 4xx and 5xx of our own is written by `_refuse`; whoever takes a slot or a lease gives it back
+in the same function, or hands it to a Stream.
 """
 
 import asyncio
@@ -71,9 +71,7 @@ class Connection:
                     detail=str(lost.__cause__ or ""),
                 )
         except Exception as fault:  # noqa: BLE001 - a fault of ours ends one connection, not the worker
-            self._worker.log(
-                events.WORKER_FAULT, phase=phase, error=repr(fault), trace=traceback.format_exc(limit=-6)
-            )
+            self._worker.log(events.WORKER_FAULT, phase=phase, error=repr(fault), trace=traceback.format_exc(limit=-6))
         finally:
             if not self._handed_over:
                 self._endpoint.close()
@@ -207,8 +205,8 @@ class Connection:
     ) -> bool:
         """Writes the table's answer and logs it; whether the connection may go on.
 
-        It may not after a refusal of the framing, nor with a body (or a tunnel's first frames) still to come: then it is
-        half-closed and what comes is discarded, so that the answer arrives.
+        It may not after a refusal of the framing, nor with a body (or a tunnel's first frames) still to come: then it
+        is half-closed and what comes is discarded, so that the answer arrives.
         """
         head = None if meter is None else meter.head
         close = (

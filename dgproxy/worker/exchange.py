@@ -1,7 +1,7 @@
 """One HTTP request over one upstream connection: the body up, the answer down, both at once.
 
-Rules of this file: it writes no refusal, it says how the exchange ended (`Outcome`) and the connection does the rest; the
-upload runs beside the answer and is always awaited; whichever side goes away ends the other within the same tick.
+Rules of this file: it writes no refusal, it says how the exchange ended (`Outcome`) and the connection does the rest;
+the upload runs beside the answer and is always awaited; whichever side goes away ends the other within the same tick.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ Outcome = Served | Failed | Stale
 GONE: Final = Served(End.CLIENT_GONE, keep=False)
 
 
-async def read_answer(conversation: Upstream, upstream: Endpoint, timeout: float) -> Answer:  # noqa: ASYNC109
+async def read_answer(conversation: Upstream, upstream: Endpoint, timeout: float) -> Answer:
     """The head of the upstream's final answer; `timeout` bounds each wait.
 
     Raises:
@@ -91,7 +91,7 @@ class Exchange:
         return self._conversation is not None and self._conversation.reusable
 
     async def run(self, headers: list[tuple[bytes, bytes]], max_body: int, *, reused: bool) -> Outcome:
-        """Sends the request with these headers, relays the answer. `max_body` in bytes; `reused`: may have gone stale."""
+        """Sends the request with these headers, relays the answer; `max_body` in bytes, `reused`: may be stale."""
         head = self._meter.head
         self._client.watch(on_gone=self._upstream.abort)
         self._conversation = conversation = Upstream(head.method, head.target, headers + _framing(head))
@@ -112,7 +112,7 @@ class Exchange:
     # --- up -------------------------------------------------------------------------------------------------------
 
     async def _upload(self, conversation: Upstream, max_body: int) -> Failed | Served | None:
-        """The request, head and body; None when all is sent or the upstream takes no more. Else it ends the exchange."""
+        """The request, head and body; None when all is sent or the upstream takes no more."""
         downstream, upstream = self._downstream, self._upstream
         patience = self._timeouts.stream_idle
         try:
@@ -166,7 +166,7 @@ class Exchange:
 
     # --- down -----------------------------------------------------------------------------------------------------
 
-    async def _answer(self, conversation: Upstream, upload: "asyncio.Future[Failed | Served | None]") -> Answer | Outcome:
+    async def _answer(self, conversation: Upstream, upload: "_Upload") -> Answer | Outcome:
         while True:
             try:
                 return await read_answer(conversation, self._upstream, self._response_timeout)
@@ -191,9 +191,7 @@ class Exchange:
     def _failed(self, refusal: Refusal, end: End, detail: str) -> Failed:
         return Failed(refusal, end, detail, body_read=self._downstream.body_ended)
 
-    async def relay(
-        self, conversation: Upstream, answer: Answer, upload: "asyncio.Future[Failed | Served | None] | None" = None
-    ) -> Outcome:
+    async def relay(self, conversation: Upstream, answer: Answer, upload: "_Upload | None" = None) -> Outcome:
         """Passes the answer on. Without an `upload` (a refused handshake) the connection ends with it."""
         meter, downstream, client = self._meter, self._downstream, self._client
         patience = self._timeouts.stream_idle
@@ -235,6 +233,9 @@ class Exchange:
             return await self._upstream.read(self._response_timeout)
         except Lost as lost:
             raise _UpstreamLost(lost.cause) from lost
+
+
+_Upload = asyncio.Future[Failed | Served | None]
 
 
 class _ClientLost(Exception):  # noqa: N818

@@ -1,7 +1,7 @@
 """The worker's end of the ledger: one question a request, all questions of a loop tick in one message.
 
-Rules of this file: no answer within a second is a refusal, and a slot that is granted after that is given back at once; a
-slot is given back exactly once, whatever ended the request.
+Rules of this file: no answer within a second is a refusal, and a slot that is granted after that is given back at
+once; a slot is given back exactly once, whatever ended the request.
 """
 
 import asyncio

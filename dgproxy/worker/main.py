@@ -1,8 +1,8 @@
 """A worker process: sets itself up from the supervisor's messages, accepts, and answers to nobody else.
 
-Rules of this file: the only way in from outside is the supervisor's socket; signals that are meant for the supervisor are
-ignored. When that socket ends, the supervisor is dead: accept no more, drain for a short bound, and leave, so that
-nothing orphaned holds the port.
+Rules of this file: the only way in from outside is the supervisor's socket; signals that are meant for the supervisor
+are ignored. When that socket ends, the supervisor is dead: accept no more, drain for a short bound, and leave, so
+that nothing orphaned holds the port.
 """
 
 import asyncio
@@ -192,9 +192,7 @@ class Worker:
     def finished(self, meter: Meter, end: End) -> None:
         """The one line and the one record of an admitted request that has ended."""
         websocket = meter.head.websocket
-        self.log(
-            events.STREAM_CLOSE if websocket else events.REQUEST_CLOSE, **meter.fields(), **meter.spent(end)
-        )
+        self.log(events.STREAM_CLOSE if websocket else events.REQUEST_CLOSE, **meter.fields(), **meter.spent(end))
         self._records.append(meter.record(end, websocket=websocket))
         self._served += 1
 

@@ -1,7 +1,7 @@
 """An open WebSocket: owner of both ends, from the 101 to the last byte.
 
-Rules of this file: whatever ends a stream calls end(), once or many times, and nothing else closes its fds, gives back its
-slot or writes its record.
+Rules of this file: whatever ends a stream calls end(), once or many times, and nothing else closes its fds, gives
+back its slot or writes its record.
 """
 
 import asyncio

@@ -1,0 +1,333 @@
+"""The demo as a newcomer runs it: in an empty directory, as a process, stopped by Ctrl-C, its lines pasted."""
+
+import json
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
+
+import pytest
+
+from tests.support import processes
+from tests.support.logs import SECRETS, Capture
+from tests.support.proxy import DGPROXY, MARK
+
+WITHIN: Final = 60.0
+STEPS: Final = (
+    "local CA and certificate",
+    "stand-in Deepgram on",
+    "dgproxy on",
+    "key dgp_",
+    "HTTPS",
+    "first result",
+    "usage",
+)
+LAST: Final = "Ctrl-C stops everything"
+KEY: Final = re.compile(r"dgp_\w{10,}_\w{32,}")
+PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
+
+
+def environment(more: Mapping[str, str]) -> dict[str, str]:
+    unset = {name for base in PROXIES for name in (base, base.lower())}
+    return {**{name: value for name, value in os.environ.items() if name not in unset}, **more}
+
+
+@dataclass
+class Demo:
+    """One `dgproxy demo` in a directory, without a terminal."""
+
+    cwd: Path
+    arguments: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    port: int = field(default_factory=processes.free_port)
+    upstream_port: int = field(default_factory=processes.free_port)
+
+    def __post_init__(self) -> None:
+        self.mark = uuid.uuid4().hex
+
+    def start(self) -> Self:
+        self.process = subprocess.Popen(
+            [*DGPROXY, "demo", *self.addresses, *self.arguments],
+            cwd=self.cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment({**self.env, MARK: self.mark}),
+            start_new_session=True,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        self.stdout = Capture(self.process.stdout, self.cwd / f"{self.mark}.stdout")
+        self.stderr = Capture(self.process.stderr, self.cwd / f"{self.mark}.stderr")
+        return self
+
+    @property
+    def addresses(self) -> list[str]:
+        return ["--listen", f"127.0.0.1:{self.port}", "--upstream-listen", f"127.0.0.1:{self.upstream_port}"]
+
+    @property
+    def text(self) -> str:
+        return "\n".join(self.stdout.lines())
+
+    @property
+    def complaint(self) -> str:
+        return "\n".join(self.stderr.lines())
+
+    def stays(self) -> Self:
+        self.stdout.wait_for(lambda line: LAST in line, WITHIN)
+        return self
+
+    def end(self, number: signal.Signals | None = None) -> int:
+        """Its exit code, after a signal to it alone."""
+        if number is not None:
+            self.process.send_signal(number)
+        code = self.process.wait(WITHIN)
+        assert self.stdout.join()
+        assert self.stderr.join()
+        return code
+
+    def ends(self, number: signal.Signals | None = None) -> int:
+        """As `end`, and nothing is left: no process, no socket, no traceback, no key in a log."""
+        code = self.end(number)
+        assert not processes.marked(f"{MARK}={self.mark}"), "processes outlived the demo"
+        self.assert_tidy()
+        return code
+
+    def assert_tidy(self) -> None:
+        here = str(self.cwd).encode()
+        assert not [path for path in processes.PROC.glob("[0-9]*/cmdline") if here in content(path)]
+        assert not [path for path in self.cwd.rglob("*") if stat.S_ISSOCK(path.lstat().st_mode)]
+        assert "Traceback" not in self.text + self.complaint
+        for log in self.cwd.rglob("*.log"):
+            assert not KEY.search(log.read_text())
+
+    def pasted(self) -> list[str]:
+        """What it offers to paste, as a reader sees it: what stands at the left edge, up to an empty line."""
+        _, _, offered = self.text.partition("Try it")
+        paragraphs = re.split(r"\n\n", offered)
+        return ["\n".join(line for line in each.split("\n")[1:]) for each in paragraphs[1:-1]]
+
+
+def content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+@pytest.fixture
+def demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
+    made: list[Demo] = []
+
+    def new(*arguments: str, **more: str) -> Demo:
+        made.append(Demo(tmp_path, arguments, more))
+        return made[-1].start()
+
+    yield new
+    for each in made:
+        processes.kill(processes.marked(f"{MARK}={each.mark}"))
+        each.process.wait(5)
+
+
+def assert_went_well(demo: Demo) -> None:
+    text = demo.text
+    assert [step for step in STEPS if step not in text] == []
+    assert "\x1b" not in text
+    assert '"6.3 s of audio, loudness' in text  # over HTTPS
+    assert text.count('"1.0 s of audio, loudness') == 6  # over WSS
+    assert '"0.3 s of audio, loudness' in text
+    assert "401 INVALID_AUTH; nothing of it reached the stand-in" in text
+    assert "1 request, 1 stream, " in text
+    assert not demo.complaint
+
+
+# --- the run ---------------------------------------------------------------------------------------------------------
+
+
+def test_once_shows_all_of_it_and_exits_0_and_a_second_time_in_the_same_directory(demo: Callable[..., Demo]) -> None:
+    first = demo("--once")
+    assert first.ends() == 0
+    assert_went_well(first)
+    assert LAST not in first.text
+    ca = (first.cwd / "demo/certs/ca.pem").read_bytes()
+    second = demo("--once")  # on other ports
+    assert second.ends() == 0
+    assert_went_well(second)
+    assert (first.cwd / "demo/certs/ca.pem").read_bytes() == ca
+    assert "as before" in second.text
+
+
+def test_what_its_user_changed_stays(demo: Callable[..., Demo], tmp_path: Path) -> None:
+    assert demo("--once").ends() == 0
+    config = tmp_path / "demo/dgproxy.toml"
+    config.write_text(re.sub(r"(?m)^workers = 2\b", "workers = 1", config.read_text()))
+    again = demo("--once")
+    assert again.ends() == 0
+    assert "1 worker," in again.text
+    assert f'listen = ["127.0.0.1:{again.port}"]' in config.read_text()
+
+
+def test_proxy_variables_do_not_lead_it_astray(demo: Callable[..., Demo]) -> None:
+    nowhere = f"http://127.0.0.1:{processes.free_port()}"
+    run = demo(HTTP_PROXY=nowhere, https_proxy=nowhere, ALL_PROXY=nowhere.replace("http", "socks5")).stays()
+    assert_went_well(run)
+    curls = [line for line in run.text.splitlines() if line.startswith("curl")]
+    assert all(" --noproxy '*' " in line for line in curls)
+    assert_every_line_works(run)
+    assert run.ends(signal.SIGINT) == 0
+
+
+# --- what stands in its way ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["--listen", "--upstream-listen"])
+def test_a_taken_port_is_named_with_its_option(demo: Callable[..., Demo], tmp_path: Path, option: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        run = demo("--once", option, f"127.0.0.1:{port}")
+        assert run.ends() == 1
+    assert f"port {port} is taken" in run.complaint
+    assert f"another with {option} " in run.complaint
+    assert len(run.stderr.lines()) == 1
+    assert not (tmp_path / "demo").exists()
+
+
+def test_a_directory_that_is_not_its_own_is_not_touched(demo: Callable[..., Demo], tmp_path: Path) -> None:
+    own = tmp_path / "demo"
+    own.mkdir()
+    (own / "thesis.txt").write_text("mine")
+    run = demo("--once")
+    assert run.ends() == 1
+    assert "was not made by `dgproxy demo`" in run.complaint
+    assert [path.name for path in own.iterdir()] == ["thesis.txt"]
+
+
+def test_a_second_demo_in_one_directory_is_told(demo: Callable[..., Demo]) -> None:
+    first = demo().stays()
+    config = (first.cwd / "demo/dgproxy.toml").read_bytes()
+    second = demo("--once")
+    assert second.end() == 1
+    assert "another demo runs in demo" in second.complaint
+    assert (first.cwd / "demo/dgproxy.toml").read_bytes() == config
+    assert first.ends(signal.SIGINT) == 0
+
+
+def test_an_address_that_is_none_is_wrong_usage(demo: Callable[..., Demo]) -> None:
+    run = demo("--listen", "unix:/tmp/x.sock")
+    assert run.ends() == 2
+    assert "HOST:PORT" in run.complaint
+
+
+def test_without_the_sdk_it_says_what_to_install(tmp_path: Path) -> None:
+    program = "import sys; sys.modules['deepgram'] = None; from dgproxy.cli import main; main(['demo', '--once'])"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=WITHIN, check=False
+    )
+    assert done.returncode == 1
+    assert "pip install 'dgproxy[demo]'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+# --- staying, and the end --------------------------------------------------------------------------------------------
+
+
+def assert_every_line_works(run: Demo) -> None:
+    """Each paste but JavaScript's, run as pasted, from where the demo was started."""
+    pastes = run.pasted()
+    (key,) = set(KEY.findall("\n".join(pastes)))
+    SECRETS.add(key)
+    said = {}
+    for paste in pastes:
+        if " node " in paste:
+            assert "@deepgram/sdk" in run.text
+            assert f'baseUrl: "https://127.0.0.1:{run.port}"' in paste
+            continue
+        done = subprocess.run(
+            ["bash", "-c", paste],
+            cwd=run.cwd,
+            env=environment(run.env),
+            capture_output=True,
+            text=True,
+            timeout=WITHIN,
+            check=False,
+        )
+        assert done.returncode == 0, f"{paste}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        said[paste] = done.stdout
+    post, refused, stream, commands = said
+    heard = json.loads(said[post])["results"]["channels"][0]["alternatives"][0]["transcript"]
+    assert heard.startswith("6.3 s of audio")
+    assert post.startswith("curl ")
+    assert said[refused].startswith("HTTP/1.1 401 ")
+    assert "INVALID_AUTH" in said[refused]
+    assert "SSL_CERT_FILE=demo/certs/ca.pem" in stream
+    assert len(re.findall("s of audio, loudness", said[stream])) == 7
+    assert [line.split()[1:3] for line in commands.splitlines()] == [["keys", "list"], ["status", "-c"]]
+    key_id = key.split("_")[1]
+    assert said[commands].count(key_id) == 2  # in the list, and with what it used
+    assert f"on 127.0.0.1:{run.port}" in said[commands]
+
+
+def test_every_line_to_paste_works_as_pasted(demo: Callable[..., Demo]) -> None:
+    run = demo().stays()
+    assert_went_well(run)
+    assert_every_line_works(run)
+    assert run.ends(signal.SIGINT) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_it_stays_ends_all_of_it(demo: Callable[..., Demo], number: signal.Signals) -> None:
+    run = demo().stays()
+    assert len(processes.marked(f"{MARK}={run.mark}")) == 5  # demo, stand-in, supervisor, two workers
+    assert run.ends(number) == 0
+    assert not run.complaint
+
+
+@pytest.mark.parametrize("step", ["local CA", "stand-in Deepgram on", "dgproxy on", "HTTPS", "2.0 s  "])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_that_ends_all_of_it_too(demo: Callable[..., Demo], step: str, number: signal.Signals) -> None:
+    run = demo()
+    run.stdout.wait_for(lambda line: step in line, WITHIN)
+    assert run.ends(number) == 130
+    assert not run.complaint
+    assert LAST not in run.text
+
+
+def test_many_signals_end_it_once(demo: Callable[..., Demo]) -> None:
+    run = demo().stays()
+    for _ in range(5):
+        run.process.send_signal(signal.SIGINT)
+        time.sleep(0.01)  # apart, so that each is delivered
+    assert run.ends() == 0
+    assert not run.complaint
+
+
+def test_its_children_die_with_it(demo: Callable[..., Demo]) -> None:
+    run = demo().stays()
+    family = processes.marked(f"{MARK}={run.mark}")
+    assert run.end(signal.SIGKILL) == -signal.SIGKILL
+    assert not processes.wait_gone(family, WITHIN)
+    run.assert_tidy()
+    again = demo("--once")  # and the directory serves as before
+    assert again.ends() == 0
+    assert_went_well(again)
+
+
+def test_it_tells_when_the_proxy_ends(demo: Callable[..., Demo]) -> None:
+    run = demo().stays()
+    (supervisor,) = (
+        pid for pid in processes.children(run.process.pid) if b"\0run\0" in content(processes.PROC / f"{pid}/cmdline")
+    )
+    os.kill(supervisor, signal.SIGTERM)
+    assert run.ends() == 1
+    assert "the proxy ended (exit 0)" in run.complaint
+    assert "demo/proxy.log" in run.complaint
