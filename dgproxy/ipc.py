@@ -8,7 +8,7 @@ A worker of another version than its supervisor's is not talked to: both come fr
 """
 
 import struct
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
@@ -42,6 +42,9 @@ class Setup(Message, frozen=True):
 
     def __repr__(self) -> str:
         return f"Setup(version={self.version}, index={self.index}, listeners={self.listeners})"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:  # msgspec's own would show the pepper in a rich traceback
+        return [("version", self.version), ("index", self.index), ("listeners", self.listeners)]
 
 
 class Snapshot(Message, frozen=True):
@@ -169,7 +172,7 @@ class Unpacker(Generic[T]):
                 break
             try:
                 messages.append(self._decoder.decode(memoryview(self._buffer)[start + _LENGTH.size : end]))
-            except msgspec.DecodeError as error:
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 raise BadMessage("unknown message") from error
             start = end
         del self._buffer[:start]

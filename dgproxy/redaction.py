@@ -24,7 +24,7 @@ _LONG_TOKEN = re.compile(r"[A-Za-z0-9_~+=-]{16,}")
 
 _OURS = re.compile(r"(dgp_[0-9A-Za-z]{0,10})[0-9A-Za-z]*_[0-9A-Za-z_]+")
 _PATTERNS: Final = (
-    re.compile(r"(?i)\b((?:token|bearer|basic)(?:\s*,\s*|\s+|%20|\+|=))[^\s,\"']+"),
+    re.compile(r"(?i)((?:token|bearer|basic)(?:\s*,\s*|\s+|%20|\+|=))[^\s,\"']+"),
     re.compile(r"()eyJ[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){1,4}"),  # a JWT; encrypted ones have five parts
     re.compile(r"()[0-9a-fA-F]{40,}"),  # Deepgram's own keys, whatever they are glued to
     re.compile(r"((?:[a-z][a-z0-9+.-]*:)?//)[^/?#\s]+@"),  # user and password in a URL

@@ -85,6 +85,11 @@ class Channel(Generic[T]):
             self.close()
             self._on_eof()
 
+    def _on_broken(self) -> None:
+        """Nothing can be sent any more; what the peer had said before it died still counts."""
+        self.drain()
+        self._lose()
+
     def _on_readable(self) -> None:
         self._receive()
 
@@ -123,7 +128,7 @@ class Channel(Generic[T]):
                 self._loop.add_writer(self._fd, self._flush)
                 return
             except OSError:
-                self._loop.call_soon(self._lose)
+                self._loop.call_soon(self._on_broken)
                 return
             _close_all(fds)
             self._queued -= sent

@@ -20,6 +20,7 @@ from dgproxy.net import tls
 
 CHUNK: Final = 64 * 1024  # bytes a read; a TLS record holds 16 KiB at most
 EARLY: Final = 32 * 1024  # bytes held that nobody asked for yet (spec part 5)
+_TCP_CLOSE: Final = b"\x07"  # the first byte of struct tcp_info, linux/tcp.h
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
 
 
@@ -140,6 +141,9 @@ class Endpoint:
                 raise self._lost
             if self._eof:
                 return b""
+            self._on_readable()  # libuv tells only once of a reset connection, whose bytes may come in several reads
+            if self._chunks or self.gone:
+                continue
             self._start_reading()
             self._waiter = self._loop.create_future()
             timer = self._loop.call_later(timeout, _settle, self._waiter, Lost(Cause.TIMEOUT))
@@ -184,7 +188,7 @@ class Endpoint:
                     break
                 self._chunks.append(data)
                 self._size += len(data)
-                if not self._pending():
+                if not self._pending() and (self._on_gone is None or self._size >= EARLY):
                     break
         except tls.WOULD_BLOCK:
             pass
@@ -286,18 +290,25 @@ class Endpoint:
         return self._send
 
     @property
+    def reset(self) -> bool:
+        """Whether the kernel has given this connection up, though bytes of it may be left to read."""
+        return not self._closed and self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
+
+    @property
     def ended(self) -> bool:
         """Whether the peer's end of stream was read (for the relay)."""
         return self._eof
 
     def half_close(self) -> bool:
-        """Tells the peer that nothing more comes from us. Whether its bytes can still be read."""
+        """Tells the peer that nothing more comes from us. Whether its bytes can still be read.
+
+        Raises:
+            tls.WOULD_BLOCK: the socket takes no close_notify now; nothing has changed.
+        """
         if self._closed or self._half_closed:
             return not self._closed
+        readable = tls.close_notify(self._tls) if self._tls is not None else True
         self._half_closed = True
-        readable = True
-        if self._tls is not None:
-            readable = tls.close_notify(self._tls)
         try:
             socket.socket.shutdown(self.sock, socket.SHUT_WR)  # SSLSocket's own would drop the TLS state
         except OSError:
@@ -334,8 +345,16 @@ class Endpoint:
         if self._closed:
             return
         if self._tls is not None and not self._half_closed and self._lost is None:
-            tls.close_notify(self._tls)
+            with contextlib.suppress(*tls.WOULD_BLOCK):
+                tls.close_notify(self._tls)
         self._end()
+
+    def truncate(self) -> None:
+        """Ends it after what was sent, but without close_notify: the peer sees that this is not the whole."""
+        if not self._closed:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(self.sock, socket.SHUT_WR)
+            self._end()
 
     def abort(self) -> None:
         """Ends it with a reset, so that the peer can't take what it has for the whole."""

@@ -1,4 +1,4 @@
-"""The three calls of OpenSSL that Python's ssl lacks, on the library that Python itself has loaded.
+"""The calls of OpenSSL that Python's ssl lacks, on the library that Python itself has loaded.
 
 Rules of this file: a pointer is taken only out of objects whose layout is known (CPython's own, of the versions listed)
 and was proven in this process by `probe`; where it can't be proven there is no Libssl, and callers do without.
@@ -17,6 +17,7 @@ _TESTED: Final = frozenset({(3, 11), (3, 12), (3, 13)})
 _POINTER: Final = ctypes.sizeof(ctypes.c_void_p)
 _HEAD: Final = object.__basicsize__
 _SET_TICKET_KEYS: Final = 59  # SSL_CTRL_SET_TLSEXT_TICKET_KEYS, openssl/ssl.h
+_WANT_WRITE: Final = 3  # SSL_ERROR_WANT_WRITE
 TICKET_KEYS_LENGTH: Final = 80  # OpenSSL 3: 16 name, 32 HMAC, 32 AES
 
 
@@ -36,6 +37,9 @@ class Libssl:
         self._shutdown = library.SSL_shutdown
         self._shutdown.argtypes = (ctypes.c_void_p,)
         self._shutdown.restype = ctypes.c_int
+        self._get_error = library.SSL_get_error
+        self._get_error.argtypes = (ctypes.c_void_p, ctypes.c_int)
+        self._get_error.restype = ctypes.c_int
         self._clear_error = library.ERR_clear_error
         self._clear_error.argtypes = ()
         self._clear_error.restype = None
@@ -46,13 +50,17 @@ class Libssl:
             raise ValueError(f"ticket keys are {TICKET_KEYS_LENGTH} bytes")
         return bool(self._ctx_ctrl(_context_pointer(context), _SET_TICKET_KEYS, len(keys), keys))
 
-    def send_close_notify(self, sslobj: Any) -> None:
-        """Ends our side of a TLS connection and leaves the other side readable.
+    def send_close_notify(self, sslobj: Any) -> bool:
+        """Ends our side of a TLS connection and leaves the other side readable; False if the socket is full: try again.
 
         `_SSLSocket.shutdown` would go on to read, and fails for good where the peer still sends.
         """
-        self._shutdown(_connection_pointer(sslobj))
+        pointer = _connection_pointer(sslobj)
         self._clear_error()
+        result = self._shutdown(pointer)
+        full = result < 0 and self._get_error(pointer, result) == _WANT_WRITE
+        self._clear_error()
+        return not full
 
     def proves(self) -> bool:
         """Whether the layouts are as assumed: what OpenSSL says through our pointers is what Python says."""

@@ -7,7 +7,11 @@ where a socket would block.
   copied into the direction's one pending slot, and its source is not read until that is gone (backpressure).
 - After OpenSSL has said "want write", exactly the same bytes are offered again (else BAD_LENGTH); so the slot only
   shrinks from the front.
-- An end of stream passes on as a half-close, after all that came before it. A broken socket ends both directions.
+- An end of stream passes on as a half-close, after all that came before it. A source that breaks ends both directions;
+  a sink that refuses ends its own, so that its last words, which may be on their way, are still read.
+- Of a connection that was reset, libuv tells once and then polls it no more, even if bytes are left to read. So a sink
+  that refuses has its other direction drained, and a stream on which nothing moves is looked at each second (check).
+
 Read once per event: a read shorter than the buffer has emptied the socket, and the buffer holds four TLS records.
 """
 
@@ -25,6 +29,14 @@ class Side(enum.StrEnum):
 
     DOWNSTREAM = "client"
     UPSTREAM = "upstream"
+
+
+class Ending(enum.Enum):
+    """How a direction ended."""
+
+    PASSED_ON = enum.auto()  # the source's end of stream, after all that came before it
+    LOST = enum.auto()  # the source broke
+    REFUSED = enum.auto()  # the sink takes no more
 
 
 class Direction:
@@ -54,7 +66,7 @@ class Direction:
         sink: Endpoint,
         side: Side,
         buffer: bytearray,
-        on_end: "Callable[[Direction, Side | None], None]",
+        on_end: "Callable[[Direction, Ending], None]",
     ) -> None:
         self._loop = loop
         self._source = source
@@ -89,10 +101,17 @@ class Direction:
         self._pending = None
         self.done = True
 
-    @property
-    def blocked(self) -> bool:
-        """Whether the sink has bytes waiting that it does not take."""
-        return self._pending is not None
+    def drain(self) -> None:
+        """Reads all that a source which is dead has left (see the rules on resets)."""
+        before = -1
+        while not self.done and not self._paused and self.count != before:
+            before = self.count
+            self._on_readable()
+
+    def drain_if_dead(self) -> None:
+        """drain(), if the source's connection was reset."""
+        if not self.done and not self._paused and self._source.reset:
+            self.drain()
 
     def _on_readable(self) -> None:  # hot: see bench/streams
         try:
@@ -100,7 +119,7 @@ class Direction:
         except WOULD_BLOCK:
             return
         except OSError:
-            self._broken(self.side)
+            self._lost()
             return
         if not size:
             self._end_of_stream()
@@ -112,7 +131,7 @@ class Direction:
         except WOULD_BLOCK:
             sent = 0
         except OSError:
-            self._broken(_other(self.side))
+            self._refused()
             return
         if sent != size:
             self._pass_on(view[sent:])
@@ -128,7 +147,7 @@ class Direction:
                 self._loop.add_writer(self._sink.fd, self._on_writable)
                 return
             except OSError:
-                self._broken(_other(self.side))
+                self._refused()
                 return
 
     def _on_writable(self) -> None:
@@ -140,7 +159,7 @@ class Direction:
                 self._pending = rest
                 return
             except OSError:
-                self._broken(_other(self.side))
+                self._refused()
                 return
         self._pending = None
         self._loop.remove_writer(self._sink.fd)
@@ -169,21 +188,34 @@ class Direction:
         """Everything has been passed on: so has the end."""
         if self.done:
             return
-        self.done = True
-        readable = self._sink.half_close()
-        self._on_end(self, None if readable else _other(self.side))
-
-    def _broken(self, side: Side) -> None:
-        if self.done:
+        try:
+            readable = self._sink.half_close()
+        except WOULD_BLOCK:  # a full socket takes no close_notify either
+            self._loop.add_writer(self._sink.fd, self._on_writable)
             return
         self.done = True
-        self._on_end(self, side)
+        self._on_end(self, Ending.PASSED_ON if readable else Ending.REFUSED)
+
+    def _lost(self) -> None:
+        """The source broke: nothing of it is left to read."""
+        if not self.done:
+            self.done = True
+            self._on_end(self, Ending.LOST)
+
+    def _refused(self) -> None:
+        """The sink takes no more; what it has sent may still be on its way, so only this direction ends."""
+        if not self.done:
+            self.done = True
+            self._pause()
+            self._pending = None
+            self._loop.remove_writer(self._sink.fd)
+            self._on_end(self, Ending.REFUSED)
 
 
 class Relay:
     """Both directions. `on_end` is called once: with the side that broke, or None after both ended in good order."""
 
-    __slots__ = ("_on_end", "_over", "down", "first_end", "up")
+    __slots__ = ("_broken", "_on_end", "_over", "down", "up")
 
     def __init__(
         self,
@@ -196,7 +228,7 @@ class Relay:
         """`buffer` has CHUNK bytes and may be shared by all relays of a loop."""
         self._on_end = on_end
         self._over = False
-        self.first_end: Side | None = None  # who ended first, in good order or not
+        self._broken: Side | None = None  # who refused bytes while its own were still awaited
         self.up: Final = Direction(loop, downstream, upstream, Side.DOWNSTREAM, buffer, self._ended)
         self.down: Final = Direction(loop, upstream, downstream, Side.UPSTREAM, buffer, self._ended)
 
@@ -212,21 +244,30 @@ class Relay:
         self.up.stop()
         self.down.stop()
 
+    def check(self) -> None:
+        """Ends what died unnoticed (see the rules on resets); for a stream on which nothing has moved for a while."""
+        self.up.drain_if_dead()
+        if not self._over:
+            self.down.drain_if_dead()
+
     @property
     def progress(self) -> int:
         """Bytes taken so far, both ways: as long as it rises, the stream lives."""
         return self.up.count + self.down.count
 
-    def _ended(self, direction: Direction, broken: Side | None) -> None:
+    def _ended(self, direction: Direction, ending: Ending) -> None:
         if self._over:
             return
-        if self.first_end is None:
-            self.first_end = broken or direction.side
         both = self.up.done and self.down.done
-        if broken is not None or both:
+        if ending is Ending.REFUSED and not both:
+            self._broken = _other(direction.side)
+            opposite = self.down if direction is self.up else self.up
+            opposite.drain()
+            return
+        if both or ending is Ending.LOST:
             self.stop()
             # Whoever was told the end and then drops the connection, as most clients do, has broken nothing.
-            self._on_end(None if both else broken)
+            self._on_end(self._broken if both else direction.side)
 
 
 def _other(side: Side) -> Side:

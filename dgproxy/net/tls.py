@@ -87,13 +87,20 @@ def connection(sock: ssl.SSLSocket) -> Connection:
 
 
 def close_notify(tls: Connection) -> bool:
-    """Tells the peer, as far as the socket takes it, that nothing more comes. Whether its bytes can still be read."""
+    """Tells the peer that nothing more comes from us. Whether its bytes can still be read.
+
+    Raises:
+        ssl.SSLWantWriteError: the socket is full; nothing was told yet.
+    """
     extra = libssl.probe()
     if extra is not None:
-        extra.send_close_notify(tls)
+        if not extra.send_close_notify(tls):
+            raise WantWrite
         return True
     try:
         tls.shutdown()
+    except WantWrite:
+        raise
     except OSError:  # the peer's close_notify is not there yet, or data is in its place
         return False
     return False

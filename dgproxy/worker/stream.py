@@ -50,7 +50,9 @@ class Stream:
         if progress != self._progress:
             self._progress = progress
             self._idle_since = now
-        elif now - self._idle_since >= idle:
+            return
+        self._relay.check()
+        if now - self._idle_since >= idle:
             self.end(End.IDLE)
 
     def end(self, reason: End) -> None:
@@ -64,7 +66,7 @@ class Stream:
         if reason is End.COMPLETE:
             self._downstream.close()
         else:
-            self._downstream.abort()
+            self._downstream.truncate()  # after what is on its way: a last transcript, a close frame
         self._on_end(self, self._slot, self._meter, reason)
 
     @property

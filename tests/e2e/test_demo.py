@@ -269,7 +269,7 @@ def assert_every_line_works(run: Demo) -> None:
     assert post.startswith("curl ")
     assert said[refused].startswith("HTTP/1.1 401 ")
     assert "INVALID_AUTH" in said[refused]
-    assert "SSL_CERT_FILE=demo/certs/ca.pem" in stream
+    assert "SSL_CERT_FILE=" in stream
     assert len(re.findall("s of audio, loudness", said[stream])) == 7
     assert [line.split()[1:3] for line in commands.splitlines()] == [["keys", "list"], ["status", "-c"]]
     key_id = key.split("_")[1]
@@ -277,8 +277,9 @@ def assert_every_line_works(run: Demo) -> None:
     assert f"on 127.0.0.1:{run.port}" in said[commands]
 
 
-def test_every_line_to_paste_works_as_pasted(demo: Callable[..., Demo]) -> None:
-    run = demo().stays()
+@pytest.mark.parametrize("directory", ["demo", "it's a demo"])
+def test_every_line_to_paste_works_as_pasted(demo: Callable[..., Demo], directory: str) -> None:
+    run = demo("--dir", directory).stays()
     assert_went_well(run)
     assert_every_line_works(run)
     assert run.ends(signal.SIGINT) == 0
@@ -292,8 +293,16 @@ def test_a_signal_while_it_stays_ends_all_of_it(demo: Callable[..., Demo], numbe
     assert not run.complaint
 
 
-@pytest.mark.parametrize("step", ["local CA", "stand-in Deepgram on", "dgproxy on", "HTTPS", "2.0 s  "])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("step", "number"),
+    [
+        ("local CA", signal.SIGINT),
+        ("stand-in Deepgram on", signal.SIGTERM),
+        ("dgproxy on", signal.SIGINT),
+        ("HTTPS", signal.SIGTERM),
+        ("2.0 s  ", signal.SIGINT),
+    ],
+)
 def test_a_signal_before_that_ends_all_of_it_too(demo: Callable[..., Demo], step: str, number: signal.Signals) -> None:
     run = demo()
     run.stdout.wait_for(lambda line: step in line, WITHIN)
