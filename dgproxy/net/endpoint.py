@@ -192,6 +192,8 @@ class Endpoint:
                     break
         except tls.WOULD_BLOCK:
             pass
+        except tls.Ended:
+            self._eof = True
         except tls.TlsError as error:
             self._lost = _caused(Lost(Cause.TLS), error)
         except OSError as error:

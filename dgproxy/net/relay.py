@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Final
 
 from dgproxy.net.endpoint import CHUNK, Endpoint
-from dgproxy.net.tls import WOULD_BLOCK
+from dgproxy.net.tls import WOULD_BLOCK, Ended
 
 
 class Side(enum.StrEnum):
@@ -118,6 +118,8 @@ class Direction:
             size = self._read()
         except WOULD_BLOCK:
             return
+        except Ended:
+            size = 0
         except OSError:
             self._lost()
             return

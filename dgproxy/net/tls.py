@@ -13,6 +13,7 @@ from dgproxy.net import libssl
 WOULD_BLOCK: Final = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 WantRead: Final = ssl.SSLWantReadError
 WantWrite: Final = ssl.SSLWantWriteError
+Ended: Final = ssl.SSLZeroReturnError  # the peer's close_notify, where ours went before it (else a read gives nothing)
 TlsError: Final = ssl.SSLError
 
 Context = ssl.SSLContext

@@ -239,5 +239,5 @@ class Upstream:
             self._ended
             and self._h11.our_state is h11.DONE
             and self._h11.their_state is h11.DONE
-            and not self._h11.trailing_data[0]
+            and self._h11.trailing_data == (b"", False)  # no byte, and no end of stream
         )

@@ -66,7 +66,9 @@ def tcp_pair(buffer: int | None = None) -> tuple[socket.socket, socket.socket]:
 class Peer:
     """One end, driven by a test. With a context it speaks TLS."""
 
-    def __init__(self, sock: socket.socket, context: ssl.SSLContext | None = None, *, server_side: bool = False) -> None:
+    def __init__(
+        self, sock: socket.socket, context: ssl.SSLContext | None = None, *, server_side: bool = False
+    ) -> None:
         self.sock = sock
         self._in = ssl.MemoryBIO()
         self._out = ssl.MemoryBIO()

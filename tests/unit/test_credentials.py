@@ -131,7 +131,9 @@ def test_no_repr_shows_a_credential() -> None:
         assert KEY.decode() not in repr(find(headers, websocket=True))
 
 
-offers = st.lists(st.sampled_from([b"token", b"bearer", KEY, OTHER, b"", b"x-deepgram-session-id", b"chat"]), max_size=6)
+offers = st.lists(
+    st.sampled_from([b"token", b"bearer", KEY, OTHER, b"", b"x-deepgram-session-id", b"chat"]), max_size=6
+)
 
 
 @given(offers)
@@ -152,7 +154,8 @@ headers_of_any_kind = st.lists(
 
 @given(headers_of_any_kind, st.booleans())
 def test_no_headers_make_it_raise_and_every_refusal_is_of_400_or_401(
-    headers: list[tuple[bytes, bytes]], websocket: bool  # noqa: FBT001
+    headers: list[tuple[bytes, bytes]],
+    websocket: bool,  # noqa: FBT001
 ) -> None:
     found = find(headers, websocket=websocket)
     if isinstance(found, Refusal):

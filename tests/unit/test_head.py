@@ -180,7 +180,8 @@ FRAMING: Final[dict[str, bytes]] = {
     "F15 no colon": of(b"X"),
     "F15 empty name": of(b": a"),
     **{
-        f"F15 {byte!r} in a name": of(b"X" + byte + b"Y: a") for byte in (b"(", b"@", b'"', b"\xc3\xa9", b",", b"[", b"=")
+        f"F15 {byte!r} in a name": of(b"X" + byte + b"Y: a")
+        for byte in (b"(", b"@", b'"', b"\xc3\xa9", b",", b"[", b"=")
     },
     **{
         f"F24 request line {line!r}": line + b"\r\n" + HOST + b"\r\n"
@@ -321,9 +322,9 @@ def in_pieces(raw: bytes, cuts: list[int]) -> int | Refusal | None:
     st.one_of(
         st.sampled_from(list(FRAMING.values())),
         st.sampled_from([raw for raw, _ in OTHER.values()]),
-        st.lists(st.sampled_from([b"\r", b"\n", b"a", b": ", b"\r\n", b"\r\n\r\n", b"GET / HTTP/1.1\r\n", b"\x00"])).map(
-            b"".join
-        ),
+        st.lists(
+            st.sampled_from([b"\r", b"\n", b"a", b": ", b"\r\n", b"\r\n\r\n", b"GET / HTTP/1.1\r\n", b"\x00"])
+        ).map(b"".join),
     ),
     st.lists(st.integers(0, 400)),
 )
@@ -372,7 +373,9 @@ odd = st.binary(max_size=3)
 lines = st.one_of(
     st.tuples(names, values).map(b": ".join),
     st.tuples(names, odd, values).map(b"".join),
-    st.sampled_from([b"Content-Length: 3", b"Transfer-Encoding: chunked", b"Host: b", b"Connection: close", b" x", b""]),
+    st.sampled_from(
+        [b"Content-Length: 3", b"Transfer-Encoding: chunked", b"Host: b", b"Connection: close", b" x", b""]
+    ),
 )
 first_lines = st.one_of(
     st.sampled_from([b"GET / HTTP/1.1", b"POST /v1/listen?a=b HTTP/1.1", b"GET / HTTP/1.0", b"GET /a#b HTTP/1.1"]),

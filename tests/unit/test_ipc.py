@@ -83,7 +83,9 @@ ups: st.SearchStrategy[ipc.Up] = st.one_of(
     st.builds(ipc.Applied, st.integers(0, 2**62)),
     st.builds(ipc.Questions, st.lists(questions, max_size=5).map(tuple)),
     st.builds(ipc.GiveBack, st.lists(slots, max_size=5).map(tuple)),
-    st.builds(ipc.Usage, st.lists(records, max_size=5).map(tuple), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)),
+    st.builds(
+        ipc.Usage, st.lists(records, max_size=5).map(tuple), st.integers(0, 9), st.integers(0, 9), st.integers(0, 9)
+    ),
 )
 streams = st.one_of(
     st.tuples(st.just(ipc.DOWN), st.lists(downs, max_size=6)), st.tuples(st.just(ipc.UP), st.lists(ups, max_size=6))

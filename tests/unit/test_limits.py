@@ -113,9 +113,12 @@ TestAnyConversation.settings = settings(max_examples=60, stateful_step_count=40,
 
 def test_the_limit_is_of_the_key_over_all_workers_and_of_no_other_key() -> None:
     ledger = Ledger()
-    assert [
-        taken(ledger.admit(Owner(worker), Slot(1), ONE, Class.BATCH, PLAN)) for worker in (1, 2, 3, 4)
-    ] == [True, True, True, False]
+    assert [taken(ledger.admit(Owner(worker), Slot(1), ONE, Class.BATCH, PLAN)) for worker in (1, 2, 3, 4)] == [
+        True,
+        True,
+        True,
+        False,
+    ]
     assert taken(ledger.admit(Owner(4), Slot(1), TWO, Class.BATCH, PLAN))
 
 

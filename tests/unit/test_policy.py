@@ -114,7 +114,15 @@ def test_p2_a_literal_address_is_refused_even_if_it_is_listed(url: str) -> None:
     assert judge(plan, Class.BATCH, head("callback=" + quote(url, safe=""))) is CALLBACK_NOT_ALLOWED
 
 
-NAMES: Final = ["callback", "Callback", "CALLBACK", "c%61llback", "%63%61%6c%6c%62%61%63%6b", "callback%20", "+callback"]
+NAMES: Final = [
+    "callback",
+    "Callback",
+    "CALLBACK",
+    "c%61llback",
+    "%63%61%6c%6c%62%61%63%6b",
+    "callback%20",
+    "+callback",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -102,7 +102,9 @@ named = st.one_of(bearers, passwords)  # known by what stands before them
 around = st.one_of(
     st.just(""),
     st.text(max_size=12),
-    st.sampled_from(["key_", "x", "_", "=", "token=", "Authorization: ", "{'k': '", '"', "\\", "dgp_", "eyJ", "a.", "//"]),
+    st.sampled_from(
+        ["key_", "x", "_", "=", "token=", "Authorization: ", "{'k': '", '"', "\\", "dgp_", "eyJ", "a.", "//"]
+    ),
 )
 
 
@@ -111,7 +113,14 @@ def nested(leaf: str) -> st.SearchStrategy[Any]:
     plain = st.one_of(st.none(), st.booleans(), st.integers(-(2**53), 2**53), st.text(max_size=8))
     return st.recursive(
         st.sampled_from(
-            [leaf, leaf.encode(), bytearray(leaf.encode()), Holder(leaf), ValueError(leaf), Path("/") / leaf.strip("\0")]
+            [
+                leaf,
+                leaf.encode(),
+                bytearray(leaf.encode()),
+                Holder(leaf),
+                ValueError(leaf),
+                Path("/") / leaf.strip("\0"),
+            ]
         ),
         lambda inner: st.one_of(
             st.tuples(inner, plain).map(list),
@@ -150,7 +159,11 @@ def test_nor_out_of_all_fields_at_once(written: Pipe, secret: Secret) -> None:
 
 
 @lines
-@given(named, st.sampled_from(["", " ", "x", "Authorization: ", "{'", '"', "(", "=", "\n"]), st.sampled_from(["", '"', " x", ","]))
+@given(
+    named,
+    st.sampled_from(["", " ", "x", "Authorization: ", "{'", '"', "(", "=", "\n"]),
+    st.sampled_from(["", '"', " x", ","]),
+)
 def test_nor_what_follows_a_scheme_or_stands_before_a_host(secret: Secret, before: str, after: str) -> None:
     with pipe("json") as written:
         line = written.line(events.REQUEST_REFUSED, user_agent=before + secret.text + after)
@@ -204,16 +217,14 @@ def test_redaction_is_done_once_and_for_all(text: str) -> None:
 
 # --- lines -----------------------------------------------------------------------------------------------------------
 
-HOSTILE: Final = "\r\n{\"event\":\"forged\"}\n\x1b[31mred\x1b[0m\x00\x7f\x85\u2028\u202e\u2066\ud800"
+HOSTILE: Final = '\r\n{"event":"forged"}\n\x1b[31mred\x1b[0m\x00\x7f\x85\u2028\u202e\u2066\ud800'
 anything = st.one_of(st.text(), st.text(st.characters(max_codepoint=0x2070)), st.just(HOSTILE))
 
 
 @lines
 @given(st.sampled_from(events.EVENTS), st.dictionaries(st.sampled_from("abc"), anything), anything)
 @example(events.REQUEST_CLOSE, {HOSTILE: HOSTILE}, HOSTILE)
-def test_a_line_stays_one_json_object_with_what_was_said(
-    event: events.Event, inner: dict[str, str], text: str
-) -> None:
+def test_a_line_stays_one_json_object_with_what_was_said(event: events.Event, inner: dict[str, str], text: str) -> None:
     with pipe("json") as written:
         name = event.fields[0]
         line = written.line(event, **{name: [inner, text, text.encode("utf-8", "surrogatepass")]})
@@ -310,6 +321,10 @@ def test_a_target_shows_what_helps_and_hides_what_may_be_secret(
 @given(secrets, st.booleans())
 def test_no_credential_in_a_target_reaches_the_line(secret: Secret, served: bool) -> None:  # noqa: FBT001
     text = secret.text.replace(" ", "%20").encode()
-    for path, query in ((b"/v1/" + text, b""), (b"/v1/listen", b"model=" + text), (b"/v1/listen", text + b"=1&" + text)):
+    for path, query in (
+        (b"/v1/" + text, b""),
+        (b"/v1/listen", b"model=" + text),
+        (b"/v1/listen", text + b"=1&" + text),
+    ):
         shown = redact(target(path, query, served=served))
         assert not any(piece in shown for piece in secret.parts)

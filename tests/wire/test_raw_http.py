@@ -223,7 +223,10 @@ CLOSED: Final[dict[str, tuple[bytes, int]]] = {
     "W2 another Connection": (ws(b"Connection: keep-alive", without=b"Connection"), 400),
     "W2 a path without WebSocket": (ws(target=b"/v1/models"), 404),
     "W2 a path that is not served": (ws(target=b"/v1/other"), 404),
-    "C3 40,000 bytes": (b"GET /v1/models HTTP/1.1\r\n" + HOST + b"Authorization: Token " + b"k" * 40_000 + b"\r\n\r\n", 431),
+    "C3 40,000 bytes": (
+        b"GET /v1/models HTTP/1.1\r\n" + HOST + b"Authorization: Token " + b"k" * 40_000 + b"\r\n\r\n",
+        431,
+    ),
 }
 
 
@@ -434,7 +437,8 @@ def test_h5_a_query_of_30_kb_passes_byte_for_byte(proxy: Proxy, upstream: Upstre
     query = "&".join(f"keyterm=term%20{n:03}+" + "x" * 280 for n in range(100))
     assert len(query) > 29_000
     (answer,) = exchange(
-        proxy, post(b"Content-Length: 5", b"Connection: close", first=f"POST /v1/listen?{query} HTTP/1.1".encode()) + b"audio"
+        proxy,
+        post(b"Content-Length: 5", b"Connection: close", first=f"POST /v1/listen?{query} HTTP/1.1".encode()) + b"audio",
     )
     assert answer.status == 200
     assert upstream.only()["target"] == f"/v1/listen?{query}"
@@ -443,7 +447,8 @@ def test_h5_a_query_of_30_kb_passes_byte_for_byte(proxy: Proxy, upstream: Upstre
 def test_h6_escapes_in_a_query_pass_unread(proxy: Proxy, upstream: Upstream) -> None:
     query = "a=%00&b=%0d%0aX:%20y&c=%&d=%zz&e=%C3%A9&e=%c3%28&f=a+b%2Bc&&=&g"
     (answer,) = exchange(
-        proxy, post(b"Content-Length: 5", b"Connection: close", first=f"POST /v1/listen?{query} HTTP/1.1".encode()) + b"audio"
+        proxy,
+        post(b"Content-Length: 5", b"Connection: close", first=f"POST /v1/listen?{query} HTTP/1.1".encode()) + b"audio",
     )
     assert answer.status == 200
     assert upstream.only()["target"] == f"/v1/listen?{query}"
@@ -572,7 +577,9 @@ def opened(proxy: Proxy, head: bytes) -> list[str]:
 def test_w5_an_extension_is_offered_to_nobody_and_agreed_with_nobody(proxy: Proxy, upstream: Upstream) -> None:
     lines = opened(
         proxy,
-        ws(b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits", target=b"/v1/listen?standin_echo=1"),
+        ws(
+            b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits", target=b"/v1/listen?standin_echo=1"
+        ),
     )
     assert not [line for line in lines if line.startswith("sec-websocket-extensions")]
     assert_forwarded(upstream.only(), upstream, websocket=True)

@@ -223,7 +223,9 @@ def test_an_abrupt_end_ends_both_sides_once_and_invents_nothing(
         breaking.cancel()
         await asyncio.wait((breaking,))
         breaker.reset()
-        await rig.over.wait()
+        while not rig.over.is_set():
+            rig.relay.check()  # as a Stream does each second: libuv need not tell of what is left after a reset
+            await ticks(1)
         await asyncio.wait((reading, sending))
         assert await rig.end() is side
         reading.exception()
@@ -350,7 +352,7 @@ def test_the_source_is_not_read_while_the_sink_is_stuck(
         rig.start()
         data = random.Random(4).randbytes(4_000_000)
         sending = asyncio.ensure_future(source.send(data))
-        while not direction.blocked:
+        while direction._pending is None:
             await ticks(1)
         taken = await settled(rig)
         assert taken < 1_000_000  # the kernel's buffers and one pending read
@@ -367,7 +369,7 @@ def test_the_source_is_not_read_while_the_sink_is_stuck(
             got += await sink.read()
         await sending
         assert got == data
-        assert not direction.blocked
+        assert not direction._pending is not None
         assert fd in rig.loop.readers
 
     run(work, secure_client=secure_client, secure_server=secure_server, buffer=SMALL)
