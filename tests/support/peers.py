@@ -1,6 +1,7 @@
 """The other end of a socket under test, in the same loop but on other code, with TLS in memory."""
 
 import asyncio
+import contextlib
 import datetime as dt
 import functools
 import socket
@@ -125,17 +126,10 @@ class Peer:
     async def half_close(self, *, notify: bool = True) -> None:
         """Says that nothing more comes; under TLS not so if not `notify`. What the other end sends is still read."""
         if self._tls is not None and notify:
-            early = []
-            try:  # OpenSSL takes what it has not given out yet for data after the end
-                while piece := self._tls.read(65536):
-                    early.append(piece)
-            except ssl.SSLWantReadError:
-                pass
-            assert not early, "read first"
-            try:
+            with contextlib.suppress(ssl.SSLWantReadError):  # what OpenSSL still held would come after the end
+                assert not self._tls.read(65536), "read first"
+            with contextlib.suppress(ssl.SSLWantReadError):
                 self._tls.unwrap()
-            except ssl.SSLWantReadError:
-                pass
             await self._flush()
         self.sock.shutdown(socket.SHUT_WR)
 
@@ -169,7 +163,12 @@ class Peer:
     async def _once(self, add: Callable[..., Any], remove: Callable[[int], Any]) -> None:
         fd = self.sock.fileno()
         ready = asyncio.get_running_loop().create_future()
-        add(fd, lambda: ready.done() or ready.set_result(None))
+
+        def on_ready() -> None:
+            if not ready.done():
+                ready.set_result(None)
+
+        add(fd, on_ready)
         try:
             await ready
         finally:

@@ -41,7 +41,6 @@ def test_two_targets_of_one_url_are_counted_apart() -> None:
         (Url("http", "::1", 8080), "http://[::1]:8080", b"[::1]:8080"),
         (Url("http", "::1", 80), None, b"[::1]"),
         (Url("http", "dg", 8180), "http://dg:8180", b"dg:8180"),
-        (Url("http", "dg", 8080), "http://dg:8080", b"dg:8080"),
     ],
 )
 def test_the_host_header_names_the_port_unless_it_is_the_schemes_own(url: Url, name: str | None, host: bytes) -> None:

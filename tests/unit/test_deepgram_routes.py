@@ -36,7 +36,7 @@ PATHS: Final = sorted({path for _, path in HTTP} | set(WEBSOCKET))
 METHODS: Final = [GET, HEAD, POST, b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"PROPFIND", b"POSTS", b"post", b""]
 
 
-@pytest.mark.parametrize(("asked", "cls"), HTTP.items(), ids=lambda value: repr(value))
+@pytest.mark.parametrize(("asked", "cls"), HTTP.items(), ids=repr)
 def test_a_request_belongs_to_its_class(asked: tuple[bytes, bytes], cls: Class) -> None:
     method, path = asked
     assert route(method, path, websocket=False) is cls

@@ -1,5 +1,6 @@
 """One exchange without I/O: how bodies are framed both ways, and where one message ends and the next begins."""
 
+import itertools
 import random
 from collections.abc import Iterable
 from typing import Final
@@ -33,7 +34,7 @@ def read_all(half: Downstream | Upstream) -> bytes:
 
 def pieces(raw: bytes, cuts: Iterable[int]) -> list[bytes]:
     places = sorted({min(cut, len(raw)) for cut in cuts} | {0, len(raw)})
-    return [raw[start:stop] for start, stop in zip(places, places[1:], strict=False)]
+    return [raw[start:stop] for start, stop in itertools.pairwise(places)]
 
 
 def chunked(*chunks: bytes) -> bytes:
@@ -107,10 +108,11 @@ def test_f16_a_body_with_broken_chunks_is_told_as_such(raw: bytes) -> None:
 
 def test_f18_a_chunk_head_without_end_is_bounded() -> None:
     exchange = downstream(b"Transfer-Encoding: chunked")
+    exchange.feed(b"5;" + b"x" * 10_000)
+    assert exchange.body() is NEED_DATA
+    exchange.feed(b"x" * 60_000)
     with pytest.raises(BadBody):
-        for _ in range(100):
-            exchange.feed(b"5;" + b"x" * 10_000)
-            read_all(exchange)
+        exchange.body()
 
 
 def test_f19_trailers_are_dropped() -> None:

@@ -1,4 +1,7 @@
-"""WebSocket handshakes: the client's is valid or refused, ours is new and its answer verified (RFC 6455 4; W1, W4, W5)."""
+"""WebSocket handshakes: the client's is valid or refused, ours is new and its answer verified.
+
+Sources: RFC 6455 4; bad-inputs.md W1, W2, W4, W5, H12.
+"""
 
 import base64
 import hashlib

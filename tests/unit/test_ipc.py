@@ -1,14 +1,15 @@
 """What supervisor and workers say to each other survives the wire, and what is no message ends the talk."""
 
+import contextlib
 import io
 import struct
 from typing import Any, Final
 
 import msgspec
 import pytest
+from hypothesis import example, given, strategies as st
 from rich.console import Console
 from rich.pretty import pprint
-from hypothesis import example, given, strategies as st
 
 from dgproxy import ipc
 from dgproxy.access.keys import Delta, KeyId, Pepper, Record, State
@@ -132,8 +133,9 @@ GARBAGE: Final = {
 
 @pytest.mark.parametrize("raw", GARBAGE.values(), ids=GARBAGE)
 def test_what_is_no_message_is_told_at_once(raw: bytes) -> None:
-    with pytest.raises(ipc.BadMessage):
+    with pytest.raises(ipc.BadMessage) as told:
         ipc.Unpacker(ipc.DOWN).feed(raw)
+    assert str(told.value) in {"unknown message", "oversized message"}  # nothing of what was sent
 
 
 @given(st.binary(max_size=200))
@@ -142,10 +144,8 @@ def test_no_bytes_make_it_raise_anything_else(raw: bytes) -> None:
     for decoder in (ipc.DOWN, ipc.UP):
         for framed in (raw, struct.pack("=I", len(raw)) + raw):
             unpacker: ipc.Unpacker[Any] = ipc.Unpacker(decoder)
-            try:
+            with contextlib.suppress(ipc.BadMessage):
                 unpacker.feed(framed)
-            except ipc.BadMessage as error:
-                assert len(str(error)) < 40  # nothing of what was sent
 
 
 def test_an_oversized_message_is_refused_before_it_is_held() -> None:

@@ -5,7 +5,16 @@ from typing import Final
 
 import pytest
 from hypothesis import settings, strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    MultipleResults,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
 
 from dgproxy.access.keys import KeyId
 from dgproxy.access.limits import Ledger, Owner, Slot
@@ -41,14 +50,17 @@ class Conversation(RuleBasedStateMachine):
         self.last_owner = 0
         self.last_slot = 0
 
-    @initialize(target=owners)
-    def two_workers(self) -> st.SearchStrategy[Owner]:
-        return multiple(self.start_worker(), self.start_worker())
-
-    @rule(target=owners)
-    def start_worker(self) -> Owner:
+    def _new_owner(self) -> Owner:
         self.last_owner += 1
         return Owner(self.last_owner)
+
+    @initialize(target=owners)
+    def two_workers(self) -> MultipleResults[Owner]:
+        return multiple(self._new_owner(), self._new_owner())
+
+    @rule(target=owners)
+    def another_worker(self) -> Owner:
+        return self._new_owner()
 
     @rule(target=slots, owner=owners, key=st.sampled_from(KEYS), cls=st.sampled_from(Class))
     def admit(self, owner: Owner, key: KeyId, cls: Class) -> tuple[Owner, Slot]:

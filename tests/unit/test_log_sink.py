@@ -102,7 +102,7 @@ def test_lines_that_are_lost_again_and_again_are_all_counted(pipe: tuple[int, in
 
 def test_a_pipe_that_somebody_set_non_blocking_loses_nothing(pipe: tuple[int, int]) -> None:
     out, into = pipe
-    os.set_blocking(into, False)  # noqa: FBT003
+    os.set_blocking(into, False)
     log = Log("info", "json", into, process="worker 0")
     fill(log, QUEUE)
     reader = Reader(out)

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import errno
+import os
 import random
 import socket
 import ssl
@@ -49,7 +51,7 @@ async def ticks(count: int) -> None:
 
 async def until(wanted: Callable[[], bool]) -> None:
     while not wanted():
-        await asyncio.sleep(0)
+        await ticks(1)
 
 
 async def pair(*, secure: bool, buffer: int | None = None, server_side: bool = True) -> tuple[Endpoint, Peer, Watched]:
@@ -67,6 +69,17 @@ async def pair(*, secure: bool, buffer: int | None = None, server_side: bool = T
             endpoint.handshake(contexts[0], LONG, server_side=server_side, name=name), peer.handshake()
         )
     return endpoint, peer, loop
+
+
+async def read_on(endpoint: Endpoint) -> None:
+    while await endpoint.read(LONG):
+        pass
+
+
+async def write_on(endpoint: Endpoint) -> None:
+    for _ in range(3):
+        await endpoint.write(b"hello", LONG)
+        await ticks(10)
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -166,8 +179,7 @@ def test_whoever_watches_is_told_once_that_the_peer_is_gone(*, secure: bool, how
             assert await endpoint.read(LONG) == b""
         else:
             with pytest.raises(Lost) as lost:  # what it had said may come first
-                while await endpoint.read(LONG):
-                    pass
+                await read_on(endpoint)
             assert lost.value.cause in {Cause.RESET, Cause.TLS}
         endpoint.watch(on_gone=lambda: told.append(2))  # too late to see it go, not to be told
         await ticks(3)
@@ -278,9 +290,7 @@ def test_a_write_to_a_peer_that_is_gone_says_so(*, secure: bool) -> None:
         endpoint, peer, _ = await pair(secure=secure)
         peer.reset()
         with pytest.raises(Lost) as lost:
-            for _ in range(3):
-                await endpoint.write(b"hello", LONG)
-                await ticks(10)
+            await write_on(endpoint)
         assert lost.value.cause in {Cause.RESET, Cause.TLS}
         endpoint.close()
         with pytest.raises(Lost) as lost:
@@ -335,16 +345,19 @@ def test_what_is_no_tls_is_told_as_such(said: bytes) -> None:
     run(work)
 
 
-def test_a_client_that_is_gone_before_its_handshake_is_lost_and_no_fault() -> None:
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01"], ids=["silent", "with the beginning of a handshake"])
+def test_a_client_that_is_gone_before_its_handshake_is_lost_and_leaves_no_file_descriptor(said: bytes) -> None:
     async def work() -> None:
         near, far = tcp_pair()
         endpoint = Endpoint(clock(), near, "peer")
+        far.send(said)
         Peer(far).reset()
         with pytest.raises(Lost) as lost:
             await endpoint.handshake(certificates().server(), LONG, server_side=True)
         assert lost.value.cause in {Cause.RESET, Cause.TLS}
         endpoint.close()
-        near.close()
+        with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+            os.fstat(endpoint.fd)
 
     run(work)
 

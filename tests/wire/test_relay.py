@@ -12,7 +12,7 @@ import uvloop
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from dgproxy.net.endpoint import CHUNK, Endpoint
-from dgproxy.net.relay import Relay, Side, make_buffer
+from dgproxy.net.relay import Direction, Relay, Side, make_buffer
 from tests.support.peers import Peer, Watched, certificates, tcp_pair
 
 PATIENCE: Final = 3.0
@@ -116,6 +116,11 @@ def run(
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(bounded())
+
+
+def blocked(direction: Direction) -> bool:
+    """Whether bytes wait that the sink does not take."""
+    return direction._pending is not None
 
 
 async def settled(rig: Rig) -> int:
@@ -352,7 +357,7 @@ def test_the_source_is_not_read_while_the_sink_is_stuck(
         rig.start()
         data = random.Random(4).randbytes(4_000_000)
         sending = asyncio.ensure_future(source.send(data))
-        while direction._pending is None:
+        while not blocked(direction):
             await ticks(1)
         taken = await settled(rig)
         assert taken < 1_000_000  # the kernel's buffers and one pending read
@@ -369,7 +374,7 @@ def test_the_source_is_not_read_while_the_sink_is_stuck(
             got += await sink.read()
         await sending
         assert got == data
-        assert not direction._pending is not None
+        assert not blocked(direction)
         assert fd in rig.loop.readers
 
     run(work, secure_client=secure_client, secure_server=secure_server, buffer=SMALL)
