@@ -22,11 +22,12 @@ _PLAIN_VALUE = re.compile(r"[A-Za-z0-9._:-]{0,48}")
 _PARAMETER_NAME = re.compile(r"[A-Za-z_]{1,32}")
 _LONG_TOKEN = re.compile(r"[A-Za-z0-9_~+=-]{16,}")
 
-_OURS = re.compile(r"(dgp_[0-9A-Za-z]{0,10})[0-9A-Za-z]*_[0-9A-Za-z_]+")
+# In this order: one that takes less of a text must not cut the beginning off what another would know.
 _PATTERNS: Final = (
-    re.compile(r"(?i)((?:token|bearer|basic)(?:\s*,\s*|\s+|%20|\+|=))[^\s,\"']+"),
     re.compile(r"()eyJ[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){1,4}"),  # a JWT; encrypted ones have five parts
     re.compile(r"()[0-9a-fA-F]{40,}"),  # Deepgram's own keys, whatever they are glued to
+    re.compile(r"(dgp_[0-9A-Za-z]{0,10}(?=[0-9A-Za-z]*_))[0-9A-Za-z]*_[0-9A-Za-z_]+"),  # ours, but for the public id
+    re.compile(r"(?i)((?:token|bearer|basic)(?:\s*,\s*|\s+|%20|\+|=))[^\s,\"']+"),
     re.compile(r"((?:[a-z][a-z0-9+.-]*:)?//)[^/?#\s]+@"),  # user and password in a URL
 )
 # Control characters, and the marks that turn the direction of text, would let a log line show what it does not say.
@@ -39,7 +40,6 @@ def redact(text: str) -> str:
     """The text without whatever looks like a credential, and with control characters shown instead of obeyed."""
     if _SUSPECT.search(text) is None:
         return text
-    text = _OURS.sub(rf"\1_{REDACTED}", text)
     for pattern in _PATTERNS:
         text = pattern.sub(rf"\1{REDACTED}", text)
     return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
