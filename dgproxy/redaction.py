@@ -22,13 +22,13 @@ _PLAIN_VALUE = re.compile(r"[A-Za-z0-9._:-]{0,48}")
 _PARAMETER_NAME = re.compile(r"[A-Za-z_]{1,32}")
 _LONG_TOKEN = re.compile(r"[A-Za-z0-9_~+=-]{16,}")
 
-# In this order: one that takes less of a text must not cut the beginning off what another would know.
+# What is redacted, and what is left of it. In this order: one pattern must not take what another begins with.
 _PATTERNS: Final = (
-    re.compile(r"()eyJ[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){1,4}"),  # a JWT; encrypted ones have five parts
-    re.compile(r"()[0-9a-fA-F]{40,}"),  # Deepgram's own keys, whatever they are glued to
-    re.compile(r"(dgp_[0-9A-Za-z]{0,10}(?=[0-9A-Za-z]*_))[0-9A-Za-z]*_[0-9A-Za-z_]+"),  # ours, but for the public id
-    re.compile(r"(?i)((?:token|bearer|basic)(?:\s*,\s*|\s+|%20|\+|=))[^\s,\"']+"),
-    re.compile(r"((?:[a-z][a-z0-9+.-]*:)?//)[^/?#\s]+@"),  # user and password in a URL
+    (re.compile(r"eyJ[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){1,4}"), REDACTED),  # a JWT; encrypted ones have five parts
+    (re.compile(r"[0-9a-fA-F]{40,}"), REDACTED),  # Deepgram's own keys, whatever they are glued to
+    (re.compile(r"(dgp_[0-9A-Za-z]{0,10})[0-9A-Za-z]*_[0-9A-Za-z_]+"), rf"\1_{REDACTED}"),  # ours; their id is public
+    (re.compile(r"(?i)((?:token|bearer|basic)(?:\s*,\s*|\s+|%20|\+|=))[^\s,\"']+"), rf"\1{REDACTED}"),
+    (re.compile(r"((?:[a-z][a-z0-9+.-]*:)?//)[^/?#\s]+@"), rf"\1{REDACTED}"),  # user and password in a URL
 )
 # Control characters, and the marks that turn the direction of text, would let a log line show what it does not say.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -40,8 +40,8 @@ def redact(text: str) -> str:
     """The text without whatever looks like a credential, and with control characters shown instead of obeyed."""
     if _SUSPECT.search(text) is None:
         return text
-    for pattern in _PATTERNS:
-        text = pattern.sub(rf"\1{REDACTED}", text)
+    for pattern, left in _PATTERNS:
+        text = pattern.sub(left, text)
     return _UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 

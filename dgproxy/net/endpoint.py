@@ -102,9 +102,10 @@ class Endpoint:
             Lost: it did not finish in `timeout` seconds, or failed (then `__cause__` says how).
         """
         try:
+            self.sock.getpeername()  # wrapping a connection that is gone already would leave its fd to the collector
             self.sock = wrapped = tls.wrap(self.sock, context, server_side=server_side, name=name)
         except (OSError, ValueError) as error:
-            raise Lost(Cause.RESET) from error
+            raise Lost(Cause.RESET) from error.with_traceback(None)
         self._tls = connection = tls.connection(wrapped)
         deadline = self._loop.time() + timeout
         while True:

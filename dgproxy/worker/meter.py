@@ -55,7 +55,8 @@ class Meter:
             "method": self.head.method,
             "path": redaction.target(self.head.path, self.head.query, served=self.cls is not None),
             "client_request_id": client_request_id(self.head),
-            "user_agent": None if agent is None else agent[:_USER_AGENT],
+            # Redacted before it is cut: what is left of a credential at the edge would not look like one any more.
+            "user_agent": None if agent is None else redaction.redact(agent.decode("latin-1"))[:_USER_AGENT],
         }
 
     def spent(self, end: End) -> dict[str, Any]:
