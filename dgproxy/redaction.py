@@ -22,18 +22,20 @@ _PLAIN_VALUE = re.compile(r"[A-Za-z0-9._:-]{0,48}")
 _PARAMETER_NAME = re.compile(r"[A-Za-z_]{1,32}")
 _LONG_TOKEN = re.compile(r"[A-Za-z0-9_~+=-]{16,}")
 
-# What is redacted, and what is left of it. In this order: one pattern must not take what another begins with.
+# What is redacted, and what is left of it. In this order: one pattern must not take what another begins with. Each of
+# them looks at a character a bounded number of times, whatever the text: strangers write what is looked at here.
 _PATTERNS: Final = (
-    (re.compile(r"eyJ[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){1,4}"), REDACTED),  # a JWT; encrypted ones have five parts
+    # A JWT, of three parts or (encrypted) five, with what it is glued to.
+    (re.compile(r"(?<![\w-])(?=[\w-]*eyJ)[\w-]++(?:\.[\w-]*+){1,4}", re.ASCII), REDACTED),
     (re.compile(r"[0-9a-fA-F]{40,}"), REDACTED),  # Deepgram's own keys, whatever they are glued to
     (re.compile(r"(dgp_[0-9A-Za-z]{0,10})[0-9A-Za-z]*_[0-9A-Za-z_]+"), rf"\1_{REDACTED}"),  # ours; their id is public
     (re.compile(r"(?i)((?:token|bearer|basic)(?:\s*,\s*|\s+|%20|\+|=))[^\s,\"']+"), rf"\1{REDACTED}"),
-    (re.compile(r"((?:[a-z][a-z0-9+.-]*:)?//)[^/?#\s]+@"), rf"\1{REDACTED}"),  # user and password in a URL
+    (re.compile(r"//[^/?#\s]+@"), f"//{REDACTED}"),  # user and password in a URL
 )
 # Control characters, and the marks that turn the direction of text, would let a log line show what it does not say.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 # Most lines hold nothing of the kind, and one look tells: each pattern above needs at least one of these.
-_SUSPECT = re.compile(r"dgp_|(?i:token|bearer|basic)|eyJ|[0-9a-fA-F]{40}|//[^@]*@|" + _UNPRINTABLE.pattern, re.DOTALL)
+_SUSPECT = re.compile(r"dgp_|(?i:token|bearer|basic)|eyJ|[0-9a-fA-F]{40}|//|" + _UNPRINTABLE.pattern)
 
 
 def redact(text: str) -> str:

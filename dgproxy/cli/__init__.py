@@ -31,5 +31,6 @@ def main() -> None:
 
 
 for _title, _commands in _GROUPS.items():
+    main.add_panel(click.RichCommandPanel(_title, commands=[str(_command.name) for _command in _commands]))
     for _command in _commands:
-        main.add_command(_command, panel=_title)
+        main.add_command(_command)

@@ -172,6 +172,8 @@ class Connection:
                     return judge(bytes(buffer[:end]))
             elif len(buffer) > 1:
                 return refusals.BAD_FRAMING
+            if self._worker.stopping and not buffer:
+                return None
             if buffer and not deadline:
                 deadline = self._worker.loop.time() + timeouts.request_head
             try:

@@ -184,6 +184,8 @@ def test_nor_what_follows_a_scheme_or_stands_before_a_host(secret: Secret, befor
         ("access_token=abc&x", "access_token=[redacted]"),
         ("a" * 40, "[redacted]"),
         ("api_key_" + "0" * 40, "api_key_[redacted]"),
+        ("jwt=eyJhbGciOiJub25lIn0.e30.", "jwt=[redacted]"),
+        ("https://dg.example/v1/listen", "https://dg.example/v1/listen"),
         ("wss://u:p@ss@host/x", "wss://[redacted]host/x"),
         ("eyJhbGciOiJub25lIn0.e30.", "[redacted]"),
         ("eyJhbGciOiJkaXIifQ.a.b.cc.dd", "[redacted]"),
@@ -216,6 +218,28 @@ def test_honest_text_is_left_alone(text: str) -> None:
 def test_redaction_is_done_once_and_for_all(text: str) -> None:
     once = redact(text)
     assert redact(once) == once
+
+
+LONG: Final = {
+    "JWTs without a dot": "eyJ" * 130_000,
+    "slashes": "//" * 200_000,
+    "URLs without a user": "//a" * 130_000,
+    "a scheme without end": "dgp_ " + "z" * 400_000,
+    "a scheme of dots": "dgp_ " + "z." * 200_000 + "//",
+    "keys without a secret": "dgp_" * 100_000,
+    "a key without end": "dgp_" + "z" * 400_000,
+    "39 digits": ("f" * 39 + "-") * 10_000,
+    "spaces after a scheme": "token" + " " * 400_000,
+    "commas after a scheme": "token , " * 50_000,
+    "dots": "eyJ" + "." * 400_000,
+    "nothing to hide": "zz-" * 130_000 + "eyJ",
+}
+
+
+@pytest.mark.timeout(10)  # each takes milliseconds; with a pattern of quadratic cost, minutes
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_no_text_takes_longer_than_its_length(text: str) -> None:
+    assert redact(text)
 
 
 # --- lines -----------------------------------------------------------------------------------------------------------
