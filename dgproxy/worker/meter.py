@@ -12,6 +12,7 @@ from dgproxy.wire.forwarding import client_request_id
 from dgproxy.wire.head import Head
 
 _USER_AGENT = 128  # characters of it in the log
+_UPSTREAM_ID = 128  # bytes of the upstream's own request id in the log; a UUID has 36
 
 
 class End(enum.StrEnum):
@@ -67,7 +68,7 @@ class Meter:
             "bytes_out": self.bytes_out,
             "wall_s": round(time.monotonic() - self.started, 6),
             "upstream": self.upstream,
-            "dg_request_id": self.dg_request_id,
+            "dg_request_id": None if self.dg_request_id is None else self.dg_request_id[:_UPSTREAM_ID],
             "end": end,
         }
 
