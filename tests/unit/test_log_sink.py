@@ -104,7 +104,7 @@ def test_a_pipe_that_somebody_set_non_blocking_loses_nothing(pipe: tuple[int, in
     out, into = pipe
     os.set_blocking(into, False)
     log = Log("info", "json", into, process="worker 0")
-    lines_said = 1000  # far more than the pipe holds, far fewer than the queue
+    lines_said = QUEUE - 1  # one place is left for the long line, even if the writer took none yet
     fill(log, lines_said)
     reader = Reader(out)
     reader.start()
