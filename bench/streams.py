@@ -45,6 +45,7 @@ LAST_WORDS: Final = 10.0  # seconds for the last echoes
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 SHARE: Final = (0.4, 0.6)  # of the streams, for each of two workers (performance.md)
 POINTS: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+TIMER: Final = 0.002  # seconds; the loop's timers are not finer, so what is due sooner is polled for
 BETWEEN: Final = 64  # messages sent before what has come meanwhile is read
 
 
@@ -52,17 +53,22 @@ BETWEEN: Final = 64  # messages sent before what has come meanwhile is read
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far."""
-    fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS  # utime, stime; proc(5), counted from the state
+    """User and system time of a process so far; 0 if it is gone, which is a fault of its own."""
+    fields = _proc(pid, "stat").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS if fields else 0.0  # utime, stime; proc(5), from the state on
 
 
 def rss_kib(pid: int) -> int:
-    """Resident memory of a process."""
-    for line in (PROC / str(pid) / "status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1])
-    return 0
+    """Resident memory of a process; 0 if it is gone."""
+    sizes = [line.split()[1] for line in _proc(pid, "status").splitlines() if line.startswith("VmRSS:")]
+    return int(sizes[0]) if sizes else 0
+
+
+def _proc(pid: int, name: str) -> str:
+    try:
+        return (PROC / str(pid) / name).read_text()
+    except OSError:
+        return ""
 
 
 def raise_fd_limit(streams: int) -> None:
@@ -199,7 +205,7 @@ async def load(streams: list[Stream], args: argparse.Namespace, tally: Tally) ->
             streams[sent % len(streams)].send(start + sent * step)
             sent += 1
         wait = start + sent * step - time.monotonic()
-        await asyncio.sleep(max(wait, 0.0))
+        await asyncio.sleep(wait - TIMER if wait > TIMER else 0)
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(LAST_WORDS):
             tally.all_sent = True
@@ -221,6 +227,7 @@ def percentiles(seconds: "array[float]") -> dict[str, float]:
 
 async def measure(proxy: Proxy, upstream_pid: int, args: argparse.Namespace) -> dict[str, Any]:
     """The whole run against a proxy that is up."""
+    here = machine()
     status = await asyncio.to_thread(proxy.status)
     pids = {
         **{f"worker {worker['index']}": int(worker["pid"]) for worker in status["workers"]},
@@ -249,7 +256,7 @@ async def measure(proxy: Proxy, upstream_pid: int, args: argparse.Namespace) -> 
     before, at = {name: cpu_seconds(pid) for name, pid in pids.items()}, time.monotonic()
     await load(streams, args, tally)
     wall = time.monotonic() - at
-    used = {name: cpu_seconds(pid) - before[name] for name, pid in pids.items()}
+    used = {name: max(0.0, cpu_seconds(pid) - before[name]) for name, pid in pids.items()}
     gc.enable()
     loaded = {name: rss_kib(pid) for name, pid in pids.items()}
 
@@ -262,7 +269,7 @@ async def measure(proxy: Proxy, upstream_pid: int, args: argparse.Namespace) -> 
     same = {int(worker["pid"]) for worker in after["workers"]} == {int(worker["pid"]) for worker in status["workers"]}
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": here,
         "load": {"streams": args.streams, "seconds": args.seconds, "interval": args.interval, "bytes": args.bytes},
         "opened": tally.opened,
         "open_s": round(opening, 3),
@@ -286,7 +293,9 @@ async def measure(proxy: Proxy, upstream_pid: int, args: argparse.Namespace) -> 
             if name != "generator"
         },
         "rss_kib_per_stream": {
-            name: round((loaded[name] - idle[name]) / count, 1) for name, count in shares.items() if count
+            name: round((loaded[name] - idle[name]) / count, 1)
+            for name, count in shares.items()
+            if count and loaded[name]
         },
     }
 

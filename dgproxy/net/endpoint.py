@@ -137,6 +137,8 @@ class Endpoint:
         Raises:
             Lost: nothing came in `timeout` seconds, or the peer is gone.
         """
+        if self._chunks:
+            await asyncio.sleep(0)  # a peer that always has bytes must not keep the loop from everybody else
         while not self._chunks:
             if self._lost is not None:
                 raise self._lost
@@ -153,7 +155,10 @@ class Endpoint:
             finally:
                 timer.cancel()
                 self._waiter = None
-        return self._take()
+        data = self._take()
+        if self._on_gone is not None:
+            self._start_reading()  # whoever watches must see the peer go, however much it had sent
+        return data
 
     def unread(self, data: bytes) -> None:
         """Puts bytes back in front of what was not read yet."""

@@ -135,6 +135,9 @@ class Pool:
                 return await self._open(target, socket.socket(family, kind, protocol), address, share)
             except Lost as error:
                 lost = error
+            except OSError as error:  # no descriptor left, or a family that this machine does not speak
+                lost = Lost(Cause.RESET)
+                lost.__cause__ = error
         timed_out = lost is None or lost.cause is Cause.TIMEOUT
         cause = lost.__cause__ if lost is not None and lost.__cause__ is not None else lost
         raise Unreachable(f"{target.name}: {cause or 'timeout'}", timed_out=timed_out)

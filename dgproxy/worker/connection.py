@@ -49,6 +49,8 @@ class Connection:
         self._worker = worker
         self._endpoint = endpoint
         self._handed_over = False
+        self._slot: Slot | None = None
+        self._first = True
         self.idle = False  # between two requests: may be closed at any time
 
     async def serve(self) -> None:
@@ -142,6 +144,7 @@ class Connection:
         slot = await worker.ledger.admit(key.id, cls)  # phase: limits
         if isinstance(slot, Refusal):
             return await self._refuse(slot, request_id, "limits", meter)
+        self._slot = slot
         try:
             if handshake is None:
                 return await self._exchange(meter, exchange, plan)
@@ -157,7 +160,9 @@ class Connection:
         buffer = bytearray()
         seen = 0
         skipped = False
-        deadline = 0.0
+        # Between requests a client may be silent for long; one that has just come has something to say.
+        deadline = self._worker.loop.time() + timeouts.request_head if self._first else 0.0
+        self._first = False
         while True:
             if buffer[:2] == b"\r\n" and not skipped:  # RFC 9112 2.2: one empty line before a request is forgiven
                 del buffer[:2]
@@ -289,8 +294,12 @@ class Connection:
                 worker.pool.give_back(lease, reusable=exchange.reusable)
             fresh = True
         if isinstance(outcome, Failed):
-            return await self._fail(meter, outcome)
-        worker.finished(meter, outcome.end)
+            keep = await self._fail(meter, outcome)
+            if keep:
+                self._endpoint.unread(downstream.rest())
+            return keep
+        meter.status = meter.status or CLIENT_CLOSED
+        self._finish(meter, outcome.end)
         if outcome.keep and not worker.stopping:
             self._endpoint.unread(downstream.rest())
             return True
@@ -303,10 +312,16 @@ class Connection:
             self._endpoint, downstream, lease.endpoint, meter, config.timeouts, config.upstream.response_timeout
         )
 
+    def _finish(self, meter: Meter, end: End) -> None:
+        """An admitted request is over: told, and its slot free, before anybody lingers for its client."""
+        self._worker.finished(meter, end)
+        if self._slot is not None:
+            self._worker.ledger.give_back(self._slot)
+
     async def _fail(self, meter: Meter, failed: Failed) -> bool:
         """An admitted request that gets no answer from the upstream but a refusal from us."""
         meter.status = failed.refusal.status
-        self._worker.finished(meter, failed.end)
+        self._finish(meter, failed.end)
         return await self._refuse(
             failed.refusal, meter.request_id, "upstream", meter, detail=failed.detail, body_read=failed.body_read
         )
@@ -349,7 +364,7 @@ class Connection:
             return await self._fail(meter, outcome)
         assert isinstance(outcome, Served)  # noqa: S101 - a fresh connection is never stale
         meter.status = meter.status or CLIENT_CLOSED
-        worker.finished(meter, outcome.end)
+        self._finish(meter, outcome.end)
         await closing.linger(self._endpoint)
         return False
 

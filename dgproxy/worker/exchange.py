@@ -17,6 +17,7 @@ from dgproxy.wire.refusals import Refusal
 from dgproxy.wire.response import Answer, BadAnswer
 from dgproxy.worker.meter import End, Meter
 
+_TURN: Final = 64  # pieces of a body after which others have their turn: a chunk may hold a single byte
 CLIENT_CLOSED: Final = 499  # nginx's number for a client that went away before it was answered
 
 
@@ -120,14 +121,21 @@ class Exchange:
             proceed = downstream.proceed()
             if proceed:
                 await self._client.write(proceed, patience)
+            pieces = 0
             while (piece := await self._piece()) is not None:
+                pieces += 1
+                if not pieces % _TURN:
+                    await asyncio.sleep(0)
                 self._meter.bytes_in += len(piece)
                 if self._meter.bytes_in > max_body:
                     return self._give_up(Failed(refusals.BODY_TOO_LARGE, End.REFUSED, "body larger than announced"))
                 self._sent_body = True
                 try:
                     await upstream.write(conversation.data(piece), patience)
-                except Lost:
+                except Lost as lost:
+                    if lost.cause is Cause.TIMEOUT:
+                        stuck = Failed(refusals.UPSTREAM_TIMEOUT, End.UPSTREAM_FAULT, "takes no more of the body")
+                        return self._give_up(stuck)
                     return None  # it may have answered already; if not, whoever waits for the answer finds out
             if self._meter.head.has_body:
                 await upstream.write(conversation.end(), patience)
@@ -204,8 +212,12 @@ class Exchange:
             )
         except ValueError as error:
             return self._failed(refusals.UPSTREAM_BROKE, End.UPSTREAM_FAULT, str(error))
+        pieces = 0
         try:
             while True:
+                pieces += 1
+                if not pieces % _TURN:
+                    await asyncio.sleep(0)
                 event = conversation.body()
                 if isinstance(event, bytes):
                     meter.bytes_out += len(event)
