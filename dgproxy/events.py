@@ -29,6 +29,7 @@ PROXY_FAILED = Event("proxy.failed", ERROR, ("error",))
 
 WORKER_READY = Event("worker.ready", INFO, ("pid", "start_s"))
 WORKER_DIED = Event("worker.died", ERROR, ("pid", "exit", "slots_freed", "restart_in_s"))
+WORKER_NOT_STARTED = Event("worker.not_started", ERROR, ("index", "error", "restart_in_s"))
 WORKER_ORPHANED = Event("worker.orphaned", ERROR, ("within_s", "streams"))
 WORKER_FAULT = Event("worker.fault", ERROR, ("request_id", "phase", "error", "trace"))
 

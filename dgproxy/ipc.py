@@ -48,9 +48,13 @@ class Setup(Message, frozen=True):
 
 
 class Snapshot(Message, frozen=True):
-    """Down: the key table of a generation. Comes with the fd of a sealed memfd."""
+    """Down: the key table of a generation. Comes with the fd of a sealed memfd, and is followed by every later change.
+
+    A worker accepts only once its table has reached `target`: before that it might serve a key that is revoked already.
+    """
 
     generation: int
+    target: int
 
 
 class Change(Message, frozen=True):

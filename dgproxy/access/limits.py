@@ -65,6 +65,10 @@ class Ledger:
         """Slots of a key (and class) now held."""
         return self._by_key[key_id] if cls is None else self._by_class[key_id, cls]
 
+    def holders(self) -> frozenset[KeyId]:
+        """The keys that hold a slot now."""
+        return frozenset(self._by_key)
+
     def _free(self, key_id: KeyId, cls: Class) -> None:
         self._by_key[key_id] -= 1
         if not self._by_key[key_id]:

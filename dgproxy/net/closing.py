@@ -16,10 +16,16 @@ IDLE: Final = 5.0
 MOST: Final = 256 * 1024 * 1024  # bytes
 
 
-async def linger(endpoint: Endpoint) -> None:
-    """Half-closes, discards what still comes within bounds, then closes."""
+async def linger(endpoint: Endpoint, *, orderly: bool = True) -> None:
+    """Half-closes, discards what still comes within bounds, then closes.
+
+    Not `orderly`: without close_notify, so that the peer sees that what it got is not the whole.
+    """
     with contextlib.suppress(*WOULD_BLOCK):  # then it must do without; its last bytes are on their way
-        endpoint.half_close()
+        if orderly:
+            endpoint.half_close()
+        else:
+            endpoint.shut()
     try:
         await endpoint.discard(SECONDS, IDLE, MOST)
     finally:

@@ -316,12 +316,23 @@ class Endpoint:
         if self._closed or self._half_closed:
             return not self._closed
         readable = tls.close_notify(self._tls) if self._tls is not None else True
+        return self.shut() and readable
+
+    def shut(self) -> bool:
+        """Ends our side without close_notify, after what was sent: a TLS peer sees that this is not the whole."""
+        if self._closed:
+            return False
         self._half_closed = True
         try:
             socket.socket.shutdown(self.sock, socket.SHUT_WR)  # SSLSocket's own would drop the TLS state
         except OSError:
             return False
-        return readable
+        return True
+
+    @property
+    def closed(self) -> bool:
+        """Whether its fd is gone."""
+        return self._closed
 
     async def discard(self, seconds: float, idle: float, most: int) -> None:
         """Throws away, undecrypted, what still comes.
@@ -359,9 +370,7 @@ class Endpoint:
 
     def truncate(self) -> None:
         """Ends it after what was sent, but without close_notify: the peer sees that this is not the whole."""
-        if not self._closed:
-            with contextlib.suppress(OSError):
-                socket.socket.shutdown(self.sock, socket.SHUT_WR)
+        if self.shut() or not self._closed:
             self._end()
 
     def abort(self) -> None:

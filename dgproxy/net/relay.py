@@ -101,6 +101,11 @@ class Direction:
         self._pending = None
         self.done = True
 
+    @property
+    def heard_end(self) -> bool:
+        """Whether the source's end of stream was read."""
+        return self._ended
+
     def drain(self) -> None:
         """Reads all that a source which is dead has left (see the rules on resets)."""
         before = -1

@@ -119,7 +119,9 @@ class Supervisor:
                     await control.start(Path(config.admin.socket))
                 except OSError as error:
                     raise CannotStart(f"{config.admin.socket}: {error.strerror or error}") from None
-                self._workers = Workers(self._loop, listeners, self._greet, self._on_message, self._on_death)
+                self._workers = Workers(
+                    self._loop, listeners, self._greet, self._on_message, self._on_death, self._on_failed_start
+                )
                 self._workers.start()
                 await self._serve()
             finally:
@@ -225,15 +227,23 @@ class Supervisor:
             self._log(
                 events.KEYS_CHANGED, generation=delta.generation, key_id=record.id, change=change, by_uid=call.uid
             )
-        await self._keys.everywhere(delta.generation, SPREAD_WITHIN)
+        if not await self._keys.everywhere(delta.generation, SPREAD_WITHIN):
+            notice = f"key generation {delta.generation} is not at every worker after {SPREAD_WITHIN:g} s; one hangs"
+            self._log(events.PROXY_NOTICE, notice=notice)
         if len(self._keys.deltas) >= COMPACT and not self._compacting:
-            self._compacting = True
-            try:
-                generation, fd = await self._in_store(lambda: (self._store.generation(), self._snapshot()))
-                self._keys.rebase(fd, generation)
-            finally:
-                self._compacting = False
+            await self._compact()
         return answer
+
+    async def _compact(self) -> None:
+        """A fresh snapshot for workers to come. If there is none, the old one and its deltas still serve."""
+        self._compacting = True
+        try:
+            generation, fd = await self._in_store(lambda: (self._store.generation(), self._snapshot()))
+            self._keys.rebase(fd, generation)
+        except (OSError, StoreError) as error:
+            self._log(events.PROXY_NOTICE, notice=f"no fresh snapshot of the keys could be made: {error}")
+        finally:
+            self._compacting = False
 
     # --- workers --------------------------------------------------------------------------------------------------
 
@@ -252,7 +262,8 @@ class Supervisor:
             ),
             tuple(listener.fileno() for listener in own),
         )
-        life.channel.send(ipc.Snapshot(self._keys.base), (self._keys.snapshot,))
+        target = self._keys.table.generation
+        life.channel.send(ipc.Snapshot(self._keys.base, target), (self._keys.snapshot,))
         for delta in self._keys.deltas:
             life.channel.send(ipc.Change(delta))
 
@@ -288,6 +299,9 @@ class Supervisor:
         if restart_in is not None:
             exit_ = signal.Signals(-code).name if code < 0 else str(code)
             self._log(events.WORKER_DIED, pid=life.process.pid, exit=exit_, slots_freed=freed, restart_in_s=restart_in)
+
+    def _on_failed_start(self, index: int, error: OSError, retry_in: float) -> None:
+        self._log(events.WORKER_NOT_STARTED, index=index, error=str(error), restart_in_s=retry_in)
 
     # --- signals and control --------------------------------------------------------------------------------------
 
@@ -363,9 +377,13 @@ class Supervisor:
                     "bytes_out": used.bytes_out,
                     "in_flight": self._ledger.in_use(key_id),
                 }
-                for key_id, used in self._used.items()
+                for key_id, used in sorted(self._used_or_in_use().items())
             },
         }
+
+    def _used_or_in_use(self) -> dict[KeyId, Used]:
+        """What each key used that has used anything, or holds a slot now."""
+        return {key_id: Used() for key_id in self._ledger.holders()} | dict(self._used)
 
     def _on_control_fault(self, command: str, fault: Exception) -> None:
         self._log(events.PROXY_FAILED, error=f"control command {command}: {fault!r}")

@@ -7,6 +7,7 @@ held is given back before its replacement starts, and one that keeps dying is st
 """
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -64,12 +65,18 @@ class Workers:
         greet: Callable[[Life], None],
         on_message: Callable[[Life, ipc.Up], None],
         on_death: Callable[[Life, int, float | None], None],
+        on_failed_start: Callable[[int, OSError, float], None],
     ) -> None:
-        """`listeners`: for each worker its own; `on_death(life, exit code, seconds until its replacement or None)`."""
+        """`listeners`: for each worker its own.
+
+        `on_death(life, exit code, seconds until its replacement or None)`; `on_failed_start(index, error, seconds until
+        the next try)`.
+        """
         self._loop = loop
         self._greet = greet
         self._on_message = on_message
         self._on_death = on_death
+        self._on_failed_start = on_failed_start
         self._last_owner = 0
         self.slots: Final = [Slot(index, own) for index, own in enumerate(listeners)]
         self._stopping = False
@@ -119,19 +126,13 @@ class Workers:
             await self._gone.wait()
 
     def _spawn(self, slot: Slot) -> None:
+        """Starts a worker; where the machine has no room for one (EMFILE, ENOMEM, EAGAIN), tries again later."""
         slot.restart = None
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        with theirs:
-            previous = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
-            try:
-                process = subprocess.Popen(  # noqa: S603 - our own program
-                    [sys.executable, "-m", "dgproxy.worker.main", str(theirs.fileno())],
-                    stdin=subprocess.DEVNULL,
-                    pass_fds=(theirs.fileno(),),
-                    close_fds=True,
-                )
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+        try:
+            process, pidfd, ours = self._fork_exec()
+        except OSError as error:
+            self._on_failed_start(slot.index, error, self._restart_later(slot))
+            return
         self._last_owner += 1
         life = Life(
             owner=Owner(self._last_owner),
@@ -144,12 +145,46 @@ class Workers:
                 lambda message: self._on_message(life, message),
                 lambda: None,  # its end shows on the pidfd, with its exit code
             ),
-            pidfd=os.pidfd_open(process.pid),
+            pidfd=pidfd,
             started=time.monotonic(),
         )
         slot.life = life
         self._loop.add_reader(life.pidfd, self._on_exit, slot, life)
-        self._greet(life)
+        try:
+            self._greet(life)
+        except OSError:  # it lacks what it needs, and its death is seen to like any other
+            process.kill()
+
+    def _fork_exec(self) -> "tuple[subprocess.Popen[bytes], int, socket.socket]":
+        """A worker process, its pidfd and our end of its socketpair; OSError, and nothing of it is left."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        with contextlib.ExitStack() as undo, theirs:
+            undo.callback(ours.close)
+            previous = signal.pthread_sigmask(signal.SIG_BLOCK, _BLOCKED)
+            try:
+                process = subprocess.Popen(  # noqa: S603 - our own program
+                    [sys.executable, "-m", "dgproxy.worker.main", str(theirs.fileno())],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(theirs.fileno(),),
+                    close_fds=True,
+                )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+            try:
+                pidfd = os.pidfd_open(process.pid)
+            except OSError:
+                process.kill()
+                process.wait()
+                raise
+            undo.pop_all()
+        return process, pidfd, ours
+
+    def _restart_later(self, slot: Slot) -> float:
+        """Has the place filled again after its back-off; how many seconds that is."""
+        delay = BACK_OFF[min(slot.deaths, len(BACK_OFF) - 1)]
+        slot.deaths += 1
+        slot.restart = self._loop.call_later(delay, self._spawn, slot)
+        return delay
 
     def _on_exit(self, slot: Slot, life: Life) -> None:
         self._loop.remove_reader(life.pidfd)
@@ -163,9 +198,7 @@ class Workers:
         if not self._stopping:
             if time.monotonic() - life.started >= STEADY:
                 slot.deaths = 0
-            delay = BACK_OFF[min(slot.deaths, len(BACK_OFF) - 1)]
-            slot.deaths += 1
-            slot.restart = self._loop.call_later(delay, self._spawn, slot)
+            delay = self._restart_later(slot)
         self._on_death(life, code, delay)
         self._check_gone()
 

@@ -9,6 +9,7 @@ import base64
 import binascii
 from typing import Final
 
+import h11
 from wsproto import ConnectionType
 from wsproto.events import AcceptConnection, Request
 from wsproto.handshake import H11Handshake
@@ -67,8 +68,15 @@ class DownstreamHandshake:
         return cls(server)
 
     def accept(self, subprotocol: str | None, headers: Headers) -> bytes:
-        """Our 101. `subprotocol` is one of the client's offers; `headers` are the upstream's that go on."""
-        return self._wsproto.send(AcceptConnection(subprotocol=subprotocol, extra_headers=headers))
+        """Our 101. `subprotocol` is one of the client's offers; `headers` are the upstream's that go on.
+
+        Raises:
+            BadAnswer: the upstream's headers can't be passed on.
+        """
+        try:
+            return self._wsproto.send(AcceptConnection(subprotocol=subprotocol, extra_headers=headers))
+        except h11.LocalProtocolError as error:
+            raise BadAnswer("headers that can't be passed on") from error
 
 
 class UpstreamHandshake:

@@ -150,8 +150,7 @@ class Connection:
                 return await self._exchange(meter, exchange, plan)
             return await self._upgrade(meter, exchange, handshake, credential, slot)
         finally:
-            if not self._handed_over:
-                worker.ledger.give_back(slot)
+            self._close_the_books(meter)
 
     async def _head(self) -> Head | Refusal | None:
         """The next request's head; None if the client is done."""
@@ -317,6 +316,12 @@ class Connection:
         self._worker.finished(meter, end)
         if self._slot is not None:
             self._worker.ledger.give_back(self._slot)
+            self._slot = None
+
+    def _close_the_books(self, meter: Meter) -> None:
+        """Whatever way an admitted request ended that nobody foresaw, its slot is free and it is told of."""
+        if self._slot is not None and not self._handed_over:
+            self._finish(meter, End.FAULT)
 
     async def _fail(self, meter: Meter, failed: Failed) -> bool:
         """An admitted request that gets no answer from the upstream but a refusal from us."""
@@ -347,9 +352,9 @@ class Connection:
                 if answer.status == _SWITCHING_PROTOCOLS:
                     ours.verify(answer)
                     self._endpoint.watch()  # from here on the Stream watches
+                    accepted = handshake.accept(credential.subprotocol, forwarding.upgrade_headers(answer.headers))
                     meter.status = answer.status
                     meter.dg_request_id = answer.one(b"dg-request-id")
-                    accepted = handshake.accept(credential.subprotocol, forwarding.upgrade_headers(answer.headers))
                     await self._endpoint.write(accepted, patience)
                     self._become_stream(meter, lease, slot, credential, conversation.rest())
                     return False

@@ -21,7 +21,7 @@ from dgproxy.access.keys import Pepper, Table
 from dgproxy.access.limits import Slot
 from dgproxy.config import Config, private_key_path
 from dgproxy.logs import Log
-from dgproxy.net import relay, tls
+from dgproxy.net import closing, relay, tls
 from dgproxy.net.channel import Channel
 from dgproxy.net.endpoint import Endpoint
 from dgproxy.net.listen import Acceptor
@@ -53,12 +53,14 @@ class Worker:
         self.buffer = relay.make_buffer()
         self.streams: set[Stream] = set()
         self._connections: dict[asyncio.Task[None], Connection] = {}
+        self._lingering: dict[asyncio.Task[None], Endpoint] = {}
         self._acceptors: list[Acceptor] = []
         self._most = 0
         self._served = 0
         self._records: list[ipc.Record] = []
         self._told = (-1, -1, -1)
         self._ready = False
+        self._target = 0
         self._exit_code = 0
         self._over: asyncio.Event = asyncio.Event()
         self._channel: Channel[ipc.Down] = Channel(
@@ -74,8 +76,10 @@ class Worker:
             connection.abort()
         for stream in list(self.streams):
             stream.end(End.STOPPED)
-        if self._connections:
-            await asyncio.wait(list(self._connections), timeout=1.0)
+        for endpoint in self._lingering.values():
+            endpoint.abort()
+        if self._connections or self._lingering:
+            await asyncio.wait([*self._connections, *self._lingering], timeout=1.0)
         if self._ready:
             self.pool.close()
             self._report()
@@ -101,7 +105,7 @@ class Worker:
                 self._load(message)
             case ipc.Change():
                 self.table.apply(message.delta)
-                self._channel.send(ipc.Applied(message.delta.generation))
+                self._applied()
             case ipc.Verdicts():
                 self.ledger.settle(message)
             case ipc.Stop():
@@ -133,8 +137,13 @@ class Worker:
             os.close(fd)
         if self.table.generation != snapshot.generation:
             raise ipc.BadMessage("a snapshot of another generation than announced")
-        self._channel.send(ipc.Applied(snapshot.generation))
-        if not self._ready:
+        self._target = snapshot.target
+        self._applied()
+
+    def _applied(self) -> None:
+        """Says how far the table is; the first time that it is where it should be, begins to accept."""
+        self._channel.send(ipc.Applied(self.table.generation))
+        if not self._ready and self.table.generation >= self._target:
             self._ready = True
             gc.collect()
             gc.freeze()  # what start-up made lives as long as the process: not worth looking at again
@@ -187,6 +196,14 @@ class Worker:
         self.pool.give_back(stream.lease, reusable=False)
         self.ledger.give_back(slot)
         self.finished(meter, end)
+        if not stream.downstream.closed:
+            seeing_off = self.loop.create_task(closing.linger(stream.downstream, orderly=end is End.COMPLETE))
+            self._lingering[seeing_off] = stream.downstream
+            seeing_off.add_done_callback(self._on_seen_off)
+        self._on_one_less()
+
+    def _on_seen_off(self, task: "asyncio.Task[None]") -> None:
+        del self._lingering[task]
         self._on_one_less()
 
     def finished(self, meter: Meter, end: End) -> None:
@@ -198,8 +215,8 @@ class Worker:
 
     @property
     def connections(self) -> int:
-        """Open client connections, streams among them."""
-        return len(self._connections) + len(self.streams)
+        """Open client connections, streams and those that are being seen off among them."""
+        return len(self._connections) + len(self.streams) + len(self._lingering)
 
     def _on_one_less(self) -> None:
         self._throttle()

@@ -25,6 +25,7 @@ class End(enum.StrEnum):
     UPSTREAM_FAULT = "upstream_fault"  # no valid answer, or none in time
     REFUSED = "refused"  # by the upstream's answer to a handshake, or by a limit met on the way
     IDLE = "idle"
+    FAULT = "fault"  # of our own; worker.fault says which
     STOPPED = "stopped"  # the proxy ended it
 
 

@@ -18,7 +18,7 @@ from dgproxy.worker.meter import End, Meter
 class Stream:
     """A live relay. `worker` is told when it is over."""
 
-    __slots__ = ("_downstream", "_ended", "_idle_since", "_lease", "_meter", "_on_end", "_progress", "_relay", "_slot")
+    __slots__ = ("_ended", "_idle_since", "_lease", "_meter", "_on_end", "_progress", "_relay", "_slot", "downstream")
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Stream:
         buffer: bytearray,
         on_end: "Callable[[Stream, Slot, Meter, End], None]",
     ) -> None:
-        self._downstream = downstream
+        self.downstream: Final = downstream
         self._lease = lease
         self._slot: Final = slot
         self._meter: Final = meter
@@ -63,10 +63,12 @@ class Stream:
         self._relay.stop()  # no reader or writer is left in the loop
         self._meter.bytes_in = self._relay.up.count
         self._meter.bytes_out = self._relay.down.count
-        if reason is End.COMPLETE:
-            self._downstream.close()
-        else:
-            self._downstream.truncate()  # after what is on its way: a last transcript, a close frame
+        last_words = reason in (End.COMPLETE, End.UPSTREAM_GONE) and not self._relay.up.heard_end
+        if reason is End.COMPLETE and not last_words:
+            self.downstream.close()
+        elif not last_words:
+            self.downstream.truncate()
+        # Else the client still sends: a close would reset it before it has read what is on its way. The worker lingers.
         self._on_end(self, self._slot, self._meter, reason)
 
     @property

@@ -1,6 +1,8 @@
 """Processes as Linux sees them: which carry a mark, which are alive, how one ends. By id only, never by name."""
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import time
@@ -11,10 +13,12 @@ PROC: Final = Path("/proc")
 
 
 def free_port() -> int:
-    """A loopback port that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that was free a moment ago, and that no outgoing connection is given meanwhile."""
+    lowest = int((PROC / "sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    for port in random.sample(range(10_000, lowest), 1000):
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError("no free port below the ephemeral ones")
 
 
 def marked(mark: str) -> set[int]:

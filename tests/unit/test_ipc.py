@@ -74,7 +74,7 @@ def change(generation: int = 7) -> ipc.Change:
 
 downs: st.SearchStrategy[ipc.Down] = st.one_of(
     st.builds(setup),
-    st.builds(ipc.Snapshot, st.integers(0, 2**62)),
+    st.builds(ipc.Snapshot, st.integers(0, 2**62), st.integers(0, 2**62)),
     st.builds(change, st.integers(0, 2**62)),
     st.builds(ipc.Verdicts, st.lists(st.tuples(slots, verdicts), max_size=5).map(tuple)),
     st.builds(ipc.Stop, st.floats(0, 1e6)),
