@@ -1,0 +1,173 @@
+"""How a request ends when one side does not do as it should: who is told, what is freed, and who else notices."""
+
+import contextlib
+import fcntl
+import itertools
+import queue
+import socket
+import ssl
+import struct
+import termios
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import pytest
+
+from tests.support.clients import request
+from tests.support.proxy import Proxy
+from tests.support.scripted import PATIENCE, read_head, switching_protocols, upstream
+
+# The proxies here have upstreams of their own; which one `new_proxy` is made for does not matter.
+pytestmark = pytest.mark.parametrize("upstream_process", ["second"], indirect=True)
+
+NewProxy = Callable[..., Proxy]
+SOON: Final = 2.0  # seconds; spec part 5 gives one, and the rest is this machine's
+OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+
+@contextlib.contextmanager
+def before(new_proxy: NewProxy, url: str) -> Iterator[Proxy]:
+    """A proxy with one worker before this upstream."""
+    with new_proxy({"upstream.urls": f'["{url}"]', "server.workers": "1"}) as proxy:
+        yield proxy
+
+
+def dial(proxy: Proxy) -> ssl.SSLSocket:
+    raw = socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE)
+    return proxy.client_tls().wrap_socket(raw, server_hostname="127.0.0.1")
+
+
+def head(key: str, *lines: str, target: str = "/v1/listen", method: str = "POST") -> bytes:
+    return "\r\n".join(
+        [f"{method} {target} HTTP/1.1", "Host: dg", f"Authorization: Token {key}", *lines, "", ""]
+    ).encode()
+
+
+def answer(sock: socket.socket) -> bytes:
+    """One whole answer, framed by its length."""
+    data = b""
+    while b"\r\n\r\n" not in data:
+        data += sock.recv(65536) or pytest.fail("ended within a head")
+    start, _, body = data.partition(b"\r\n\r\n")
+    (length,) = [
+        int(line.split(b":")[1]) for line in start.split(b"\r\n") if line.lower().startswith(b"content-length")
+    ]
+    while len(body) < length:
+        body += sock.recv(65536) or pytest.fail("ended within a body")
+    return start + b"\r\n\r\n" + body
+
+
+@pytest.mark.parametrize("size", [1_000, 40_000, 1_000_000])
+def test_a_client_that_leaves_after_its_whole_upload_cancels_it_upstream(new_proxy: NewProxy, size: int) -> None:
+    seen: queue.Queue[str] = queue.Queue()
+
+    def silent(sock: socket.socket) -> None:
+        got = len(read_head(sock).partition(b"\r\n\r\n")[2])
+        while got < size:
+            got += len(sock.recv(65536))
+        seen.put("whole")
+        with contextlib.suppress(ConnectionError):
+            assert sock.recv(1) == b""
+        seen.put("gone")
+
+    with upstream(silent) as url, before(new_proxy, url) as proxy:
+        with dial(proxy) as client:
+            client.sendall(head(proxy.key, f"Content-Length: {size}") + bytes(size))
+            assert seen.get(timeout=PATIENCE) == "whole"
+        assert seen.get(timeout=SOON) == "gone"
+
+
+def test_what_was_pipelined_behind_a_request_that_failed_upstream_is_still_a_request(new_proxy: NewProxy) -> None:
+    def broken(sock: socket.socket) -> None:
+        read_head(sock)
+        sock.sendall(b"this is no answer\r\n\r\n")
+
+    with upstream(broken) as url, before(new_proxy, url) as proxy, dial(proxy) as client:
+        second = head(proxy.key, method="GET", target="/v1/models")
+        client.sendall(head(proxy.key, "Content-Length: 5") + b"hello" + second[:9])
+        first = answer(client)
+        assert first.startswith(b"HTTP/1.1 502")
+        assert b"connection: close" not in first.lower()
+        client.sendall(second[9:])
+        assert answer(client).startswith(b"HTTP/1.1 502")
+
+
+def test_a_slot_is_free_as_soon_as_the_answer_is_out_however_long_the_client_stays(new_proxy: NewProxy) -> None:
+    def serve(sock: socket.socket) -> None:
+        with contextlib.suppress(AssertionError):
+            while True:
+                read_head(sock)
+                sock.sendall(OK)
+
+    with upstream(serve) as url, before(new_proxy, url) as proxy:
+        key = proxy.new_key(streams="1").key
+        with contextlib.ExitStack() as staying:
+            for _ in range(3):
+                client = staying.enter_context(dial(proxy))
+                client.sendall(head(key, "Connection: close", method="GET", target="/v1/models"))
+                assert answer(client).startswith(b"HTTP/1.1 200")
+
+
+def test_a_client_that_sends_the_smallest_chunks_does_not_keep_a_worker_from_others(new_proxy: NewProxy) -> None:
+    def swallow(sock: socket.socket) -> None:
+        if read_head(sock).startswith(b"GET"):
+            sock.sendall(OK)
+        else:
+            while sock.recv(65536):
+                pass
+
+    over = threading.Event()
+
+    def flood(client: ssl.SSLSocket) -> None:
+        with contextlib.suppress(OSError):
+            client.sendall(head(proxy.key, "Transfer-Encoding: chunked"))
+            for _ in itertools.takewhile(lambda _: not over.is_set(), range(100_000)):
+                client.sendall(b"1\r\na\r\n" * 2_500)
+
+    with upstream(swallow) as url, before(new_proxy, url) as proxy, dial(proxy) as client:
+        flooding = threading.Thread(target=flood, args=(client,))
+        flooding.start()
+        try:
+            for _ in range(20):
+                honest = request(
+                    proxy.base_url, proxy.client_tls(), "GET", "/v1/models", [("Authorization", f"Token {proxy.key}")]
+                )
+                assert honest.status == 200
+            assert flooding.is_alive()
+        finally:
+            over.set()
+            client.shutdown(socket.SHUT_RDWR)
+            flooding.join(PATIENCE)
+
+
+def test_the_last_words_of_an_upstream_reach_a_client_that_is_still_sending(new_proxy: NewProxy) -> None:
+    text = b"x" * 65_535
+    last = b"\x81\x7e" + struct.pack("!H", len(text)) + text + b"\x88\x0a" + struct.pack("!H", 1011) + b"NET-0001"
+
+    def speak_and_leave(sock: socket.socket) -> None:
+        sock.sendall(switching_protocols(read_head(sock)))
+        sock.recv(1)
+        sock.sendall(last)
+        while struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]:  # tcp(7): not yet acknowledged
+            threading.Event().wait(0.001)
+        # And it closes, with the client's bytes unread: a reset follows.
+
+    audio = b"\x82\xfe" + struct.pack("!H", 3200) + bytes(4) + bytes(3200)
+    upgrade = (
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Version: 13",
+        f"Sec-WebSocket-Key: {'A' * 22}==",
+    )
+    with upstream(speak_and_leave) as url, before(new_proxy, url) as proxy:
+        for _ in range(8):
+            with dial(proxy) as client:
+                client.sendall(head(proxy.key, *upgrade, method="GET"))
+                for _ in range(300):
+                    client.sendall(audio)
+                heard = b""
+                with contextlib.suppress(ssl.SSLEOFError):  # the upstream's own end was no orderly one
+                    while piece := client.recv(65536):
+                        heard += piece
+                assert heard.partition(b"\r\n\r\n")[2] == last
