@@ -171,3 +171,18 @@ def test_the_last_words_of_an_upstream_reach_a_client_that_is_still_sending(new_
                     while piece := client.recv(65536):
                         heard += piece
                 assert heard.partition(b"\r\n\r\n")[2] == last
+
+
+def test_status_shows_a_key_whose_only_request_is_still_in_flight(new_proxy: NewProxy) -> None:
+    arrived = threading.Event()
+
+    def silent(sock: socket.socket) -> None:
+        read_head(sock)
+        arrived.set()
+        with contextlib.suppress(ConnectionError):
+            sock.recv(1)
+
+    with upstream(silent) as url, before(new_proxy, url) as proxy, dial(proxy) as client:
+        client.sendall(head(proxy.key, method="GET", target="/v1/models"))
+        assert arrived.wait(PATIENCE)
+        assert proxy.status()["usage"][proxy.key_id]["in_flight"] == 1
