@@ -69,6 +69,20 @@ class Verdicts(Message, frozen=True):
     verdicts: tuple[tuple[Slot, Refusal | None], ...]
 
 
+class Ask(Message, frozen=True):
+    """Down: what is in flight, of one key or of all; `Rows` answers with the same number."""
+
+    number: int
+    key_id: KeyId | None
+
+
+class Kill(Message, frozen=True):
+    """Down: end the request or stream of this id; `Killed` answers with the same number."""
+
+    number: int
+    request_id: str
+
+
 class Stop(Message, frozen=True):
     """Down: accept no more; end when the last request has, or after this many seconds."""
 
@@ -88,7 +102,7 @@ class Applied(Message, frozen=True):
     generation: int
 
 
-class Question(msgspec.Struct, frozen=True, array_like=True):
+class Question(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """May this key have one more in flight? The number is the asker's own and becomes the slot's."""
 
     slot: Slot
@@ -96,16 +110,37 @@ class Question(msgspec.Struct, frozen=True, array_like=True):
     cls: Class
 
 
+class Arrival(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """May this source have one more connection? The number is the asker's own and becomes the slot's."""
+
+    slot: Slot
+    source: str
+
+
 class Questions(Message, frozen=True):
     """Up: all questions of one tick of a worker's loop."""
 
-    questions: tuple[Question, ...]
+    questions: tuple[Question | Arrival, ...]
 
 
 class GiveBack(Message, frozen=True):
-    """Up, one-way: slots whose requests have ended."""
+    """Up, one-way: slots whose requests or connections have ended."""
 
     slots: tuple[Slot, ...]
+
+
+class Rows(Message, frozen=True):
+    """Up: what is in flight, as `streams list` shows it."""
+
+    number: int
+    rows: list[dict[str, Any]]
+
+
+class Killed(Message, frozen=True):
+    """Up: how many requests were ended."""
+
+    number: int
+    count: int
 
 
 class Record(msgspec.Struct, frozen=True, array_like=True, kw_only=True):
@@ -133,8 +168,8 @@ class Usage(Message, frozen=True):
     requests: int  # served since the worker's start
 
 
-Down = Setup | Snapshot | Change | Verdicts | Stop
-Up = Ready | Applied | Questions | GiveBack | Usage
+Down = Setup | Snapshot | Change | Verdicts | Ask | Kill | Stop
+Up = Ready | Applied | Questions | GiveBack | Rows | Killed | Usage
 
 _encoder: Final = msgspec.msgpack.Encoder()
 DOWN: Final = msgspec.msgpack.Decoder(Down)

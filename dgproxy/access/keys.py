@@ -185,6 +185,17 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     gone: tuple[KeyId, ...] = ()
 
 
+def standing(record: Record, now: float) -> Refusal | None:
+    """Why a key may not be used, though it is the right one; `now` in Unix seconds. Holds for what is in flight too."""
+    if record.state is not State.ACTIVE:
+        return KEY_REVOKED if record.state is State.REVOKED else KEY_DISABLED
+    if now < record.not_before:
+        return KEY_NOT_YET_VALID
+    if record.expires is not None and now >= record.expires:
+        return KEY_EXPIRED
+    return None
+
+
 class GenerationGap(Exception):  # noqa: N818 - what happened, not whose fault
     """A delta does not follow the table's generation; only a new snapshot helps."""
 
@@ -361,13 +372,7 @@ class Table:
         record = _decode(entry)
         if record.pepper_id != pepper.id:
             return BAD_CREDENTIAL
-        if record.state is not State.ACTIVE:
-            return KEY_REVOKED if record.state is State.REVOKED else KEY_DISABLED
-        if now < record.not_before:
-            return KEY_NOT_YET_VALID
-        if record.expires is not None and now >= record.expires:
-            return KEY_EXPIRED
-        return record
+        return standing(record, now) or record
 
     def apply(self, delta: Delta) -> None:
         """Brings the table to the next generation, all of the delta or nothing; GenerationGap if it is not the next."""

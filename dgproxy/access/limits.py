@@ -1,18 +1,25 @@
-"""The ledger's rules: who holds which slot, exact over all workers.
+"""The ledger's rules: who holds which slot, exact over all workers; and how fast a body must come.
+
+A slot is a request's in flight (of a key and a class), or a connection's (of an address).
 
 Rules of this file: a slot is held from admission until it is given back or its owner is gone; giving back what is not
 held changes nothing, so a late or doubled message can't free another's slot. Invariant: for each key and class,
 in_use() equals the number of slots held.
 """
 
+import ipaddress
+import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NewType
+from typing import NewType, TypeVar
 
 from dgproxy.access.keys import KeyId
 from dgproxy.config import Plan
+from dgproxy.units import MinimumRate
 from dgproxy.wire.deepgram import Class
-from dgproxy.wire.refusals import Refusal, too_many_streams
+from dgproxy.wire.refusals import TOO_MANY_CONNECTIONS, Refusal, too_many_streams
+
+T = TypeVar("T")
 
 Owner = NewType("Owner", int)  # a worker's life, never used twice
 Slot = NewType("Slot", int)  # the owner's own number for a request in flight
@@ -22,9 +29,10 @@ Slot = NewType("Slot", int)  # the owner's own number for a request in flight
 class Ledger:
     """Slots in flight, per key and per class of a key."""
 
-    _held: dict[Owner, dict[Slot, tuple[KeyId, Class]]] = field(default_factory=dict)
+    _held: dict[Owner, dict[Slot, tuple[KeyId, Class] | str]] = field(default_factory=dict)
     _by_key: Counter[KeyId] = field(default_factory=Counter)
     _by_class: Counter[tuple[KeyId, Class]] = field(default_factory=Counter)
+    _by_source: Counter[str] = field(default_factory=Counter)
 
     def admit(self, owner: Owner, slot: Slot, key_id: KeyId, cls: Class, plan: Plan) -> Refusal | None:
         """Takes a slot, or says which limit is full. A slot number that its owner holds already is a fault of ours.
@@ -46,19 +54,34 @@ class Ledger:
         self._by_class[key_id, cls] += 1
         return None
 
+    def admit_connection(self, owner: Owner, slot: Slot, source: str, most: int) -> Refusal | None:
+        """Takes a slot for a connection from a source (see `source`), of which `most` may be open.
+
+        Raises:
+            ValueError: the owner holds this slot.
+        """
+        held = self._held.setdefault(owner, {})
+        if slot in held:
+            raise ValueError("slot is held")
+        if self._by_source[source] >= most:
+            return TOO_MANY_CONNECTIONS
+        held[slot] = source
+        self._by_source[source] += 1
+        return None
+
     def give_back(self, owner: Owner, slot: Slot) -> bool:
         """Frees a slot; False if it was not held."""
         holder = self._held.get(owner, {}).pop(slot, None)
         if holder is None:
             return False
-        self._free(*holder)
+        self._free(holder)
         return True
 
     def forget(self, owner: Owner) -> int:
         """Frees all that a dead worker held; how many that were."""
         held = self._held.pop(owner, {})
-        for key_id, cls in held.values():
-            self._free(key_id, cls)
+        for holder in held.values():
+            self._free(holder)
         return len(held)
 
     def in_use(self, key_id: KeyId, cls: Class | None = None) -> int:
@@ -69,10 +92,57 @@ class Ledger:
         """The keys that hold a slot now."""
         return frozenset(self._by_key)
 
-    def _free(self, key_id: KeyId, cls: Class) -> None:
-        self._by_key[key_id] -= 1
-        if not self._by_key[key_id]:
-            del self._by_key[key_id]  # a key that was used once must not cost memory for ever
-        self._by_class[key_id, cls] -= 1
-        if not self._by_class[key_id, cls]:
-            del self._by_class[key_id, cls]
+    def _free(self, holder: tuple[KeyId, Class] | str) -> None:
+        if isinstance(holder, str):
+            _take_off(self._by_source, holder)
+        else:
+            _take_off(self._by_key, holder[0])
+            _take_off(self._by_class, holder)
+
+
+def _take_off(counter: Counter[T], what: T) -> None:
+    counter[what] -= 1
+    if not counter[what]:
+        del counter[what]  # what was used once must not cost memory for ever
+
+
+def source(address: str) -> str:
+    """What counts as one client: an IPv4 address, or an IPv6 network of 64 bits, since a client has all of one."""
+    parsed = ipaddress.ip_address(address.partition("%")[0])
+    if parsed.version == 4:  # noqa: PLR2004
+        return str(parsed)
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.ip_network((parsed, 64), strict=False))
+
+
+class Pace:
+    """Whether a body comes as fast as it must: bytes against the seconds that its sender was waited for.
+
+    Time in which nobody waited, as while the upstream takes no more, does not count. Judged in windows of `over`
+    seconds, one after the other.
+    """
+
+    __slots__ = ("_bytes", "_least", "_over", "_waited")
+
+    def __init__(self, rate: MinimumRate) -> None:
+        self._least = rate.bytes * rate.over
+        self._over = rate.over
+        self._waited = 0.0
+        self._bytes = 0
+
+    @property
+    def left(self) -> float:
+        """Seconds of waiting until the next judgement; without a minimum there is none."""
+        return self._over - self._waited if self._least else math.inf
+
+    def note(self, waited: float, size: int) -> bool:
+        """So many bytes came after so many seconds; False if they were too few."""
+        self._waited += waited
+        self._bytes += size
+        if not self._least or self._waited < self._over:
+            return True
+        enough = self._bytes >= self._least
+        self._waited = 0.0
+        self._bytes = 0
+        return enough

@@ -8,7 +8,7 @@ import rich_click as click
 import dgproxy
 from dgproxy.cli.demo import demo
 from dgproxy.cli.keys import keys
-from dgproxy.cli.live import status
+from dgproxy.cli.live import status, streams
 from dgproxy.cli.run import run, standin
 from dgproxy.cli.setup import check, init
 from dgproxy.net.tls import OPENSSL
@@ -16,7 +16,7 @@ from dgproxy.net.tls import OPENSSL
 _GROUPS: Final[dict[str, list[click.Command]]] = {
     "Start": [init, check, run],
     "Keys": [keys],
-    "Watch": [status],
+    "Watch": [status, streams],
     "Try": [demo, standin],
 }
 

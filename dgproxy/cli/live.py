@@ -1,4 +1,4 @@
-"""`status`: what the running proxy says of itself."""
+"""`status` and `streams`: what the running proxy says of itself and of what is in flight."""
 
 from pathlib import Path
 from typing import Any, Final
@@ -8,6 +8,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from dgproxy.access.keys import PREFIX
 from dgproxy.admin import control
 from dgproxy.cli.common import config_option, emit, fail, json_option
 from dgproxy.config import ConfigError, find_config, load
@@ -20,16 +21,70 @@ _WITHIN: Final = 10.0  # seconds
 @json_option
 def status(config: str | None, *, as_json: bool) -> None:
     """Show the running proxy: workers, streams, what each key used since the start."""
+    found = _ask(config, "status", {})
+    emit(found, _for_people(found), as_json=as_json)
+
+
+@click.group()
+def streams() -> None:
+    """Show and end what is in flight: WebSockets and HTTP requests."""
+
+
+@streams.command("list")
+@click.option("--key", metavar="ID", help="Only this key's.")
+@config_option
+@json_option
+def list_(config: str | None, *, as_json: bool, key: str | None) -> None:
+    """List what is in flight, the oldest first."""
+    found = _ask(config, "streams.list", {"key": None if key is None else key.removeprefix(PREFIX)})
+    rows = found["streams"]
+    if len(rows) < found["total"]:
+        click.echo(f"the {len(rows)} oldest of {found['total']}; --key narrows it down", err=True)
+    if not found["complete"]:
+        click.echo("a worker did not answer in time; what it holds is not shown", err=True)
+    emit(rows, _streams_for_people(rows), as_json=as_json)
+
+
+@streams.command()
+@click.argument("stream")
+@config_option
+@json_option
+def kill(config: str | None, *, as_json: bool, stream: str) -> None:
+    """End one stream or request, by its id as `streams list` and the log have it (`request_id`)."""
+    found = _ask(config, "streams.kill", {"stream": stream})
+    emit(found, Text(f"ended {found['id']}"), as_json=as_json)
+
+
+def _ask(config: str | None, command: str, args: dict[str, Any]) -> Any:
+    """The running proxy's answer; the command ends with a line where there is none."""
     try:
         loaded = load(find_config(config))
-        found = control.call(Path(loaded.admin.socket), "status", {}, _WITHIN)
+        return control.call(Path(loaded.admin.socket), command, args, _WITHIN)
     except ConfigError as error:
         fail(str(error))
     except control.NotRunning:
         fail("no proxy is running with this configuration; start it with `dgproxy run`")
     except (control.ControlError, control.ControlTimeout) as error:
         fail(str(error))
-    emit(found, _for_people(found), as_json=as_json)
+
+
+def _streams_for_people(rows: list[dict[str, Any]]) -> Table:
+    table = Table("id", "key", "class", "kind", "age", "bytes in", "bytes out", "peer", "upstream", "worker")
+    for row in rows:
+        kind = "stream" if row["websocket"] else "request"
+        table.add_row(
+            Text(row["id"], overflow="fold"),
+            row["key_id"],
+            row["class"],
+            kind if row["status"] else f"{kind}, waiting",
+            f"{row['age_s']:.0f} s",
+            str(row["bytes_in"]),
+            str(row["bytes_out"]),
+            row["peer"],
+            row["upstream"] or "",
+            str(row["worker"]),
+        )
+    return table
 
 
 def _for_people(found: dict[str, Any]) -> Group:

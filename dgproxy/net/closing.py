@@ -16,8 +16,8 @@ IDLE: Final = 5.0
 MOST: Final = 256 * 1024 * 1024  # bytes
 
 
-async def linger(endpoint: Endpoint, *, orderly: bool = True) -> None:
-    """Half-closes, discards what still comes within bounds, then closes.
+async def linger(endpoint: Endpoint, *, orderly: bool = True, seconds: float = SECONDS) -> None:
+    """Half-closes, discards what still comes within bounds (`seconds` in all), then closes.
 
     Not `orderly`: without close_notify, so that the peer sees that what it got is not the whole.
     """
@@ -27,6 +27,6 @@ async def linger(endpoint: Endpoint, *, orderly: bool = True) -> None:
         else:
             endpoint.shut()
     try:
-        await endpoint.discard(SECONDS, IDLE, MOST)
+        await endpoint.discard(seconds, IDLE, MOST)
     finally:
         endpoint.close()

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from dgproxy.net import tls
+from dgproxy.net.budget import Budget, unbounded
 
 CHUNK: Final = 64 * 1024  # bytes a read; a TLS record holds 16 KiB at most
 EARLY: Final = 32 * 1024  # bytes held that nobody asked for yet (spec part 5)
@@ -45,6 +46,7 @@ class Endpoint:
     """A non-blocking socket with a bounded read buffer and awaitable reads and writes. One reader and one writer."""
 
     __slots__ = (
+        "_budget",
         "_chunks",
         "_closed",
         "_eof",
@@ -60,13 +62,19 @@ class Endpoint:
         "_size",
         "_tls",
         "_waiter",
+        "_writing",
         "fd",
         "peer",
         "sock",
     )
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer: str) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, sock: socket.socket, peer: str, budget: Budget | None = None
+    ) -> None:
+        """`budget`: what the bytes that it holds count against; None for whoever holds little."""
         sock.setblocking(False)  # noqa: FBT003
+        self._budget = budget or unbounded()
+        self._writing = 0
         self._loop = loop
         self.sock = sock
         self.fd: Final = sock.fileno()
@@ -164,7 +172,7 @@ class Endpoint:
         """Puts bytes back in front of what was not read yet."""
         if data:
             self._chunks.insert(0, data)
-            self._size += len(data)
+            self._hold(len(data))
 
     def watch(self, on_gone: Callable[[], None] | None = None) -> None:
         """Keeps reading ahead, within the bound; `on_gone` is called once if the peer ends or loses the connection."""
@@ -182,8 +190,21 @@ class Endpoint:
     def _take(self) -> bytes:
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
         self._chunks.clear()
-        self._size = 0
+        self._hold(-self._size)
         return data
+
+    def _hold(self, size: int) -> None:
+        """So many bytes more are read ahead, or less."""
+        self._size += size
+        if size > 0:
+            self._budget.take(size)
+        else:
+            self._budget.give_back(-size)
+
+    @property
+    def held(self) -> int:
+        """Bytes read ahead, or waiting to be taken by the peer."""
+        return self._size + self._writing
 
     def _on_readable(self) -> None:
         try:
@@ -193,7 +214,7 @@ class Endpoint:
                     self._eof = True
                     break
                 self._chunks.append(data)
-                self._size += len(data)
+                self._hold(len(data))
                 if not self._pending() and (self._on_gone is None or self._size >= EARLY):
                     break
         except tls.WOULD_BLOCK:
@@ -237,7 +258,13 @@ class Endpoint:
             try:
                 view = view[self._send(view) :]
             except tls.WOULD_BLOCK:
-                await self._once(self._loop.add_writer, self._loop.remove_writer, timeout)
+                self._writing = len(view)
+                self._budget.take(self._writing)
+                try:
+                    await self._once(self._loop.add_writer, self._loop.remove_writer, timeout)
+                finally:
+                    self._budget.give_back(self._writing)
+                    self._writing = 0
             except tls.TlsError as error:
                 raise Lost(Cause.TLS) from error
             except OSError as error:
@@ -383,6 +410,8 @@ class Endpoint:
 
     def _end(self) -> None:
         self._closed = True
+        self._chunks.clear()
+        self._hold(-self._size)
         self._stop_reading()
         self._on_gone = None
         self._loop.remove_reader(self.fd)

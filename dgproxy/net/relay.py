@@ -1,12 +1,14 @@
 """The pump: both directions of an open stream, bytes as they come.
 
 Rules of this file:
-- Hot: per event one read and one send, no allocation that can be avoided, no log, lock or await; exceptions only
-where a socket would block.
+- Hot: per event one read, one look at the frames that begin in it, one send; no allocation that can be avoided, no log,
+  lock or await; exceptions only where a socket would block.
 - One buffer serves all streams of a worker, since nothing is left in it between events: what can't be sent at once is
   copied into the direction's one pending slot, and its source is not read until that is gone (backpressure).
 - After OpenSSL has said "want write", exactly the same bytes are offered again (else BAD_LENGTH); so the slot only
-  shrinks from the front.
+  shrinks from the front, and a frame of our own waits behind it.
+- A frame of our own goes between two frames, or between two messages; then nothing more of the source is passed on.
+  Where that place does not come, or the sink does not take it, whoever asked for it must abort (finish, stuck).
 - An end of stream passes on as a half-close, after all that came before it. A source that breaks ends both directions;
   a sink that refuses ends its own, so that its last words, which may be on their way, are still read.
 - Of a connection that was reset, libuv tells once and then polls it no more, even if bytes are left to read. So a sink
@@ -20,8 +22,12 @@ import enum
 from collections.abc import Callable
 from typing import Final
 
+from dgproxy.net.budget import Budget
 from dgproxy.net.endpoint import CHUNK, Endpoint
 from dgproxy.net.tls import WOULD_BLOCK, Ended
+from dgproxy.wire.frames import Tracker
+
+_DRY: Final = -1  # a read that would have blocked
 
 
 class Side(enum.StrEnum):
@@ -35,6 +41,7 @@ class Ending(enum.Enum):
     """How a direction ended."""
 
     PASSED_ON = enum.auto()  # the source's end of stream, after all that came before it
+    FINISHED = enum.auto()  # with a frame of our own
     LOST = enum.auto()  # the source broke
     REFUSED = enum.auto()  # the sink takes no more
 
@@ -43,20 +50,30 @@ class Direction:
     """One way of a relay: what `source` sends goes to `sink`."""
 
     __slots__ = (
+        "_behind",
+        "_budget",
         "_buffer",
+        "_closing",
         "_ended",
+        "_finish",
         "_loop",
         "_on_end",
+        "_on_fault",
+        "_on_source",
         "_paused",
         "_pending",
         "_read",
         "_send",
+        "_shut",
         "_sink",
         "_source",
+        "_taken",
         "_view",
         "count",
         "done",
+        "finished",
         "side",
+        "tracker",
     )
 
     def __init__(
@@ -66,7 +83,9 @@ class Direction:
         sink: Endpoint,
         side: Side,
         buffer: bytearray,
+        budget: Budget,
         on_end: "Callable[[Direction, Ending], None]",
+        on_fault: "Callable[[Direction], None]",
     ) -> None:
         self._loop = loop
         self._source = source
@@ -75,22 +94,33 @@ class Direction:
         self._view = memoryview(buffer)
         self._read = source.reader(buffer)
         self._send = sink.sender()
+        self._budget = budget
+        self._taken = 0  # of the budget
         self._pending: memoryview | None = None
+        self._behind: bytes | None = None  # a frame of our own, to follow what is pending
+        self._finish: tuple[bytes, bool] | None = None  # a frame of our own, and whether it may part a message
+        self._closing = False  # nothing but a frame of our own is still to be sent
+        self._on_source: Callable[[], bool] = self._on_readable
         self._paused = True
         self._ended = False  # the source's end of stream was read
+        self._shut = False  # nothing more can be sent
         self._on_end = on_end
+        self._on_fault = on_fault
         self.side: Final = side  # the source's
-        self.count = 0  # bytes taken from the source
-        self.done = False  # and passed on
+        self.tracker: Final = Tracker(masked=side is Side.DOWNSTREAM)
+        self.count = 0  # bytes of the source that were passed on
+        self.done = False  # nothing more of the source is passed on
+        self.finished = False  # a frame of our own was the last that the sink's kernel took
 
     def start(self, early: bytes) -> None:
         """Begins with bytes that were read before the relay took over."""
         if early:
-            self.count += len(early)
-            self._pass_on(memoryview(early))
+            self._arrived(early)
+        if self.done:
+            return
         if self._source.ended:
             self._end_of_stream()
-        elif self._pending is None and not self.done:
+        elif self._pending is None:
             self._resume()
 
     def stop(self) -> None:
@@ -98,39 +128,76 @@ class Direction:
         self._loop.remove_reader(self._source.fd)
         self._loop.remove_writer(self._sink.fd)
         self._paused = True
-        self._pending = None
+        self._forget_pending()
         self.done = True
+        self._shut = True
+
+    def finish(self, frame: bytes, *, between_messages: bool) -> None:
+        """Passes on no more than to the next place for a frame of our own, then that frame.
+
+        `finished` is set, and on_end called, when the sink's kernel has taken it; until then there is no bound.
+        """
+        if self._shut or self._closing or self._finish is not None:
+            return
+        tracker = self.tracker
+        if tracker.closed:
+            self._close_with(b"")  # nothing may follow the source's own Close
+        elif tracker.between_messages or (tracker.between_frames and not between_messages):
+            self._close_with(frame)
+        elif not self.done:
+            self._finish = (frame, between_messages)
+            self._listen_with(self._on_readable_to_the_end)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will come of this direction."""
+        return self._shut or (self.done and not self._closing)
 
     @property
     def heard_end(self) -> bool:
         """Whether the source's end of stream was read."""
         return self._ended
 
+    @property
+    def held(self) -> int:
+        """Bytes that wait for the sink."""
+        return self._taken
+
     def drain(self) -> None:
         """Reads all that a source which is dead has left (see the rules on resets)."""
-        before = -1
-        while not self.done and not self._paused and self.count != before:
-            before = self.count
-            self._on_readable()
+        while not self.done and not self._paused and self._on_source():
+            pass
 
     def drain_if_dead(self) -> None:
         """drain(), if the source's connection was reset."""
         if not self.done and not self._paused and self._source.reset:
             self.drain()
 
-    def _on_readable(self) -> None:  # hot: see bench/streams
+    # --- the source -------------------------------------------------------------------------------------------------
+
+    def _on_readable(self) -> bool:  # hot: see bench/streams
+        """Whether there may be more to read at once."""
         try:
             size = self._read()
         except WOULD_BLOCK:
-            return
+            return False
         except Ended:
             size = 0
         except OSError:
             self._lost()
-            return
+            return False
         if not size:
             self._end_of_stream()
-            return
+            return False
+        tracker = self.tracker
+        if size <= tracker.left:
+            tracker.left -= size
+        elif tracker.held:
+            self._arrived(tracker.held + self._view[:size])
+            return True
+        elif (passed := tracker.scan(self._buffer, size)) != size:
+            self._pass_part(self._view[:passed])
+            return True
         self.count += size
         view = self._view[:size]
         try:
@@ -139,23 +206,113 @@ class Direction:
             sent = 0
         except OSError:
             self._refused()
-            return
+            return True
         if sent != size:
             self._pass_on(view[sent:])
+        return True
 
-    def _pass_on(self, rest: memoryview) -> None:
-        """Sends until all is gone or the sink takes no more; then keeps a copy and stops reading."""
+    def _on_readable_to_the_end(self) -> bool:
+        """Until a frame of our own may go in."""
+        if (size := self._receive()) <= 0:
+            return False
+        assert self._finish is not None  # noqa: S101
+        frame, between_messages = self._finish
+        tracker = self.tracker
+        data = tracker.held + self._view[:size]
+        if between_messages:
+            passed = tracker.scan(data, len(data), stop=True)
+        else:
+            passed = min(len(data), tracker.left)
+            tracker.left -= passed
+        self.count += passed
+        self._pass_on(memoryview(data)[:passed])
+        if self._shut:
+            return True
+        if tracker.closed:
+            self._close_with(b"")
+        elif tracker.between_messages or (tracker.between_frames and not between_messages):
+            self._close_with(frame)
+        elif tracker.fault:
+            self._lost()
+        return True
+
+    def _on_readable_after_close(self) -> bool:
+        """Nothing counts after a Close but the end of the stream."""
+        return self._receive() > 0
+
+    def _receive(self) -> int:
+        """Reads once, as `_on_readable` does; what there is to do about an end or a loss is done."""
+        try:
+            size = self._read()
+        except WOULD_BLOCK:
+            return _DRY
+        except Ended:
+            size = 0
+        except OSError:
+            self._lost()
+            return _DRY
+        if not size:
+            self._end_of_stream()
+        return size
+
+    def _arrived(self, data: bytes) -> None:
+        """Bytes with the beginning of a head before them, or from before the relay."""
+        self._pass_part(memoryview(data)[: self.tracker.scan(data, len(data))])
+
+    def _pass_part(self, view: memoryview) -> None:
+        """What may pass before something that is held, or breaks the rules, or comes after a Close."""
+        self.count += len(view)
+        self._pass_on(view)
+        if self._shut:
+            return
+        if self.tracker.fault:
+            self._pause()
+            self.done = True
+            self._on_fault(self)
+        elif self.tracker.closed:
+            self._listen_with(self._on_readable_after_close)
+
+    def _listen_with(self, on_source: Callable[[], bool]) -> None:
+        self._on_source = on_source
+        if not self._paused:
+            self._loop.add_reader(self._source.fd, on_source)
+
+    def _resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._loop.add_reader(self._source.fd, self._on_source)
+
+    def _pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self._loop.remove_reader(self._source.fd)
+
+    # --- the sink ---------------------------------------------------------------------------------------------------
+
+    def _pass_on(self, rest: memoryview) -> bool:
+        """Whether all is gone. What the sink does not take now is kept, and the source not read until it does."""
         while rest:
             try:
                 rest = rest[self._send(rest) :]
             except WOULD_BLOCK:
-                self._pending = memoryview(bytes(rest))
-                self._pause()
-                self._loop.add_writer(self._sink.fd, self._on_writable)
-                return
+                self._keep(bytes(rest))
+                return False
             except OSError:
                 self._refused()
-                return
+                return False
+        return True
+
+    def _keep(self, rest: bytes) -> None:
+        self._taken = len(rest)
+        self._pending = memoryview(rest)
+        self._pause()
+        self._loop.add_writer(self._sink.fd, self._on_writable)
+        self._budget.take(self._taken)
+
+    def _forget_pending(self) -> None:
+        self._budget.give_back(self._taken)
+        self._taken = 0
+        self._pending = None
 
     def _on_writable(self) -> None:
         rest = self._pending
@@ -168,30 +325,46 @@ class Direction:
             except OSError:
                 self._refused()
                 return
-        self._pending = None
+        self._forget_pending()
         self._loop.remove_writer(self._sink.fd)
-        if self._ended:
-            self._finish()
+        if self._behind is not None:
+            behind, self._behind = self._behind, None
+            self._close_with(behind)
+        elif self._closing:
+            self._finished()
+        elif self._ended:
+            self._half_close()
         else:
             self._resume()
 
-    def _resume(self) -> None:
-        if self._paused:
-            self._paused = False
-            self._loop.add_reader(self._source.fd, self._on_readable)
+    # --- ends -------------------------------------------------------------------------------------------------------
 
-    def _pause(self) -> None:
-        if not self._paused:
-            self._paused = True
-            self._loop.remove_reader(self._source.fd)
+    def _close_with(self, frame: bytes) -> None:
+        """Nothing more of the source passes; the frame, if any, goes out behind what is pending."""
+        self._pause()
+        self.done = True
+        self._finish = None
+        self._closing = True
+        if self._pending is not None:
+            self._behind = frame
+            return
+        if self._pass_on(memoryview(frame)):
+            self._finished()
+
+    def _finished(self) -> None:
+        self.finished = True
+        self._shut = True
+        self._on_end(self, Ending.FINISHED)
 
     def _end_of_stream(self) -> None:
         self._ended = True
         self._pause()
-        if self._pending is None:
-            self._finish()
+        if self._finish is not None:
+            self._lost()  # the place for our frame will not come
+        elif self._pending is None:
+            self._half_close()
 
-    def _finish(self) -> None:
+    def _half_close(self) -> None:
         """Everything has been passed on: so has the end."""
         if self.done:
             return
@@ -201,28 +374,38 @@ class Direction:
             self._loop.add_writer(self._sink.fd, self._on_writable)
             return
         self.done = True
+        self._shut = True
         self._on_end(self, Ending.PASSED_ON if readable else Ending.REFUSED)
 
     def _lost(self) -> None:
         """The source broke: nothing of it is left to read."""
+        self._pause()
+        self._finish = None
         if not self.done:
             self.done = True
             self._on_end(self, Ending.LOST)
 
     def _refused(self) -> None:
         """The sink takes no more; what it has sent may still be on its way, so only this direction ends."""
-        if not self.done:
+        self._pause()
+        self._forget_pending()
+        self._loop.remove_writer(self._sink.fd)
+        self._behind = self._finish = None
+        if not self._shut:
             self.done = True
-            self._pause()
-            self._pending = None
-            self._loop.remove_writer(self._sink.fd)
+            self._shut = True
             self._on_end(self, Ending.REFUSED)
 
 
 class Relay:
-    """Both directions. `on_end` is called once: with the side that broke, or None after both ended in good order."""
+    """Both directions, until their owner calls `stop`.
 
-    __slots__ = ("_broken", "_on_end", "_over", "down", "up")
+    `on_end` is called with the side that broke, or None after both ended in good order; or, once `finish` was called,
+    with None when each direction has ended one way or another. `on_fault` is called with the side whose frames break
+    the rules; the owner must call `finish` or `stop` before it returns from either with a side.
+    """
+
+    __slots__ = ("_broken", "_finishing", "_on_end", "_on_fault", "_over", "down", "up")
 
     def __init__(
         self,
@@ -230,14 +413,22 @@ class Relay:
         downstream: Endpoint,
         upstream: Endpoint,
         buffer: bytearray,
+        budget: Budget,
         on_end: Callable[[Side | None], None],
+        on_fault: Callable[[Side], None],
     ) -> None:
-        """`buffer` has CHUNK bytes and may be shared by all relays of a loop."""
+        """`buffer` has CHUNK bytes and may be shared by all relays of a loop, as the budget is."""
         self._on_end = on_end
+        self._on_fault = on_fault
         self._over = False
+        self._finishing = False
         self._broken: Side | None = None  # who refused bytes while its own were still awaited
-        self.up: Final = Direction(loop, downstream, upstream, Side.DOWNSTREAM, buffer, self._ended)
-        self.down: Final = Direction(loop, upstream, downstream, Side.UPSTREAM, buffer, self._ended)
+        self.up: Final = Direction(
+            loop, downstream, upstream, Side.DOWNSTREAM, buffer, budget, self._ended, self._broke_rules
+        )
+        self.down: Final = Direction(
+            loop, upstream, downstream, Side.UPSTREAM, buffer, budget, self._ended, self._broke_rules
+        )
 
     def start(self, from_downstream: bytes, from_upstream: bytes) -> None:
         """Begins to pump, with what either side had sent before."""
@@ -251,6 +442,13 @@ class Relay:
         self.up.stop()
         self.down.stop()
 
+    def finish(self, downstream: bytes, upstream: bytes, *, between_messages: bool = False) -> None:
+        """Ends each direction with a frame of our own to that side, as soon as one may go in."""
+        self._finishing = True
+        self.down.finish(downstream, between_messages=between_messages)
+        self.up.finish(upstream, between_messages=between_messages)
+        self._end_if_finished()
+
     def check(self) -> None:
         """Ends what died unnoticed (see the rules on resets); for a stream on which nothing has moved for a while."""
         self.up.drain_if_dead()
@@ -259,22 +457,38 @@ class Relay:
 
     @property
     def progress(self) -> int:
-        """Bytes taken so far, both ways: as long as it rises, the stream lives."""
+        """Bytes passed on so far, both ways: as long as it rises, the stream lives."""
         return self.up.count + self.down.count
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait for a peer to take them."""
+        return self.up.held + self.down.held
 
     def _ended(self, direction: Direction, ending: Ending) -> None:
         if self._over:
+            return
+        if self._finishing:
+            self._end_if_finished()
             return
         both = self.up.done and self.down.done
         if ending is Ending.REFUSED and not both:
             self._broken = _other(direction.side)
             opposite = self.down if direction is self.up else self.up
             opposite.drain()
-            return
-        if both or ending is Ending.LOST:
+        elif both:
+            self._on_end(self._broken)  # whoever was told the end and then drops the connection has broken nothing
+        elif ending is Ending.LOST:
+            self._on_end(direction.side)
+
+    def _end_if_finished(self) -> None:
+        if not self._over and self.up.over and self.down.over:
             self.stop()
-            # Whoever was told the end and then drops the connection, as most clients do, has broken nothing.
-            self._on_end(self._broken if both else direction.side)
+            self._on_end(None)
+
+    def _broke_rules(self, direction: Direction) -> None:
+        if not self._over and not self._finishing:
+            self._on_fault(direction.side)
 
 
 def _other(side: Side) -> Side:

@@ -30,12 +30,14 @@ from dgproxy.net.listen import open_listeners
 from dgproxy.store import StoreError, lock, service
 from dgproxy.store.keys import FILE_NAME, KeyStore
 from dgproxy.supervisor.processes import Life, Workers
+from dgproxy.supervisor.surveys import Surveys
 from dgproxy.supervisor.sync import COMPACT, Keys, make_snapshot
 from dgproxy.wire import refusals
 
 T = TypeVar("T")
 
 READY_WITHIN: Final = 60.0  # seconds for the first workers
+MOST_ROWS: Final = 2000  # of streams.list, so that they fit a line of the control socket
 SPREAD_WITHIN: Final = 1.0  # seconds for a change to be everywhere (spec part 3)
 _LOCK_WITHIN: Final = 0.0
 
@@ -74,6 +76,7 @@ class Supervisor:
         self._log = Log(config.log.level, config.log.format, process="supervisor")
         self._started = time.monotonic()
         self._ledger = Ledger()
+        self._surveys = Surveys()
         self._used: defaultdict[KeyId, Used] = defaultdict(Used)
         self._store_thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._ticket_keys = os.urandom(libssl.TICKET_KEYS_LENGTH)
@@ -276,6 +279,11 @@ class Supervisor:
                     self._ledger.give_back(life.owner, slot)
             case ipc.Applied():
                 self._keys.applied(life.owner, message.generation)
+            case ipc.Rows():
+                rows = [{**row, "worker": life.index} for row in message.rows]
+                self._surveys.answered(life.owner, message.number, rows)
+            case ipc.Killed():
+                self._surveys.answered(life.owner, message.number, message.count)
             case ipc.Usage():
                 life.connections, life.streams, life.requests = message.connections, message.streams, message.requests
                 for record in message.records:
@@ -285,7 +293,10 @@ class Supervisor:
                 if self._workers.ready:
                     self._all_ready.set()
 
-    def _judge(self, owner: Owner, asked: ipc.Question) -> tuple[Any, Any]:
+    def _judge(self, owner: Owner, asked: ipc.Question | ipc.Arrival) -> tuple[Any, Any]:
+        if isinstance(asked, ipc.Arrival):
+            most = self._config.limits.connections_per_address
+            return (asked.slot, self._ledger.admit_connection(owner, asked.slot, asked.source, most))
         key = self._keys.table.get(asked.key_id)
         plan = None if key is None else self._config.plans.get(key.plan)
         if key is None or plan is None:
@@ -296,6 +307,7 @@ class Supervisor:
     def _on_death(self, life: Life, code: int, restart_in: float | None) -> None:
         freed = self._ledger.forget(life.owner)
         self._keys.forget(life.owner)
+        self._surveys.forget(life.owner)
         if restart_in is not None:
             exit_ = signal.Signals(-code).name if code < 0 else str(code)
             self._log(events.WORKER_DIED, pid=life.process.pid, exit=exit_, slots_freed=freed, restart_in_s=restart_in)
@@ -321,6 +333,8 @@ class Supervisor:
             "keys.list": self._list_keys,
             "keys.show": self._show_key,
             "status": self._status,
+            "streams.list": self._list_streams,
+            "streams.kill": self._kill_stream,
         }
 
     async def _create_key(self, call: Call) -> object:
@@ -344,6 +358,29 @@ class Supervisor:
             raise ControlError(rejected.code, str(rejected)) from None
         except StoreError as error:
             raise ControlError("store", str(error)) from None
+
+    async def _list_streams(self, call: Call) -> object:
+        """`streams.list` {key?}: what is in flight, the oldest first, as {"streams", "total", "complete"}."""
+        key_id = self._argument(call, "key", required=False)
+        answers, complete = await self._surveys.ask(self._workers.lives, lambda number: ipc.Ask(number, key_id))
+        rows = sorted((row for rows in answers for row in rows), key=lambda row: row["age_s"], reverse=True)
+        return {"streams": rows[:MOST_ROWS], "total": len(rows), "complete": complete}
+
+    async def _kill_stream(self, call: Call) -> object:
+        """`streams.kill` {stream}: ends the request or stream of this id."""
+        request_id = self._argument(call, "stream", required=True)
+        answers, complete = await self._surveys.ask(self._workers.lives, lambda number: ipc.Kill(number, request_id))
+        if not sum(answers):
+            found = "no stream or request of this id is in flight"
+            raise ControlError("not_found", found if complete else f"{found}, as far as every worker answered")
+        self._log(events.STREAM_KILLED, request_id=request_id, by_uid=call.uid)
+        return {"id": request_id, "ended": sum(answers)}
+
+    def _argument(self, call: Call, name: str, *, required: bool) -> Any:
+        value = call.args.get(name)
+        if set(call.args) - {name} or not isinstance(value, str | (str if required else None)):
+            raise ControlError("bad_request", f"bad arguments: {name} must be a string, and nothing else is known")
+        return value
 
     async def _status(self, _: Call) -> object:
         return {

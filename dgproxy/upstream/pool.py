@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from dgproxy.config import Upstream as Settings
 from dgproxy.net import tls
+from dgproxy.net.budget import Budget
 from dgproxy.net.endpoint import Cause, Endpoint, Lost
 from dgproxy.net.listen import tune
 from dgproxy.upstream.balance import Target, order
@@ -47,8 +48,10 @@ class _Idle:
 class Pool:
     """This worker's connections to all containers."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, settings: Settings, budget: Budget | None = None) -> None:
+        """`budget`: what the bytes that its connections hold count against."""
         self._loop = loop
+        self._budget = budget
         self._settings = settings
         self._targets = [Target(url) for url in settings.urls]
         self._idle: dict[Target, list[_Idle]] = {target: [] for target in self._targets}
@@ -143,7 +146,7 @@ class Pool:
         raise Unreachable(f"{target.name}: {cause or 'timeout'}", timed_out=timed_out)
 
     async def _open(self, target: Target, sock: socket.socket, address: Any, timeout: float) -> Endpoint:
-        endpoint = Endpoint(self._loop, sock, target.name)
+        endpoint = Endpoint(self._loop, sock, target.name, self._budget)
         try:
             tune(sock)
             deadline = self._loop.time() + timeout

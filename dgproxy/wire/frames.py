@@ -74,6 +74,8 @@ class Tracker:
         Fewer than `size`: the rest is held, or there is a `fault`, or it came after a Close. With `stop`, no further
         than to the end of the message that is open (the rest was not looked at).
         """
+        if self.closed:
+            return 0
         at = self.left
         mask = self._mask
         fragmented = self.fragmented

@@ -39,6 +39,7 @@ HEAD_TOO_LARGE = Refusal(
     431, "HEADERS_TOO_LARGE", "The request head is over 32 KiB or has over 100 headers.", close=True
 )
 HEAD_TIMEOUT = Refusal(408, "REQUEST_TIMEOUT", "The request head did not arrive in time.", close=True)
+BODY_TOO_SLOW = Refusal(408, "REQUEST_TIMEOUT", "The request body arrived too slowly.", close=True)
 BODY_TIMEOUT = Refusal(408, "REQUEST_TIMEOUT", "The request body stopped arriving.", close=True)
 EXPECTATION_FAILED = Refusal(417, "EXPECTATION_FAILED", "Only Expect: 100-continue is known.", close=True)
 
@@ -56,6 +57,10 @@ KEY_DISABLED = Refusal(401, "INVALID_AUTH", "This ingress API key is disabled.")
 KEY_REVOKED = Refusal(401, "INVALID_AUTH", "This ingress API key was revoked.")
 KEY_EXPIRED = Refusal(401, "INVALID_AUTH", "This ingress API key has expired.")
 KEY_NOT_YET_VALID = Refusal(401, "INVALID_AUTH", "This ingress API key is not valid yet.")
+
+# Ended while in flight.
+OPERATOR_ENDED = Refusal(403, "INSUFFICIENT_PERMISSIONS", "An operator ended this request.", close=True)
+OVERLOADED = Refusal(503, "SERVICE_UNAVAILABLE", "Too many bytes wait for slow peers.", close=True, retry_after=5)
 
 # Policy.
 CLASS_NOT_ALLOWED = Refusal(403, "INSUFFICIENT_PERMISSIONS", "This key's plan does not include this kind of request.")
@@ -75,6 +80,7 @@ STOPPING = Refusal(503, "SERVICE_UNAVAILABLE", "The proxy is stopping.", close=T
 UPSTREAM_UNREACHABLE = Refusal(502, "BAD_GATEWAY", "The speech service could not be reached.", retry_after=1)
 UPSTREAM_BROKE = Refusal(502, "BAD_GATEWAY", "The speech service's answer was not valid.")
 UPSTREAM_TIMEOUT = Refusal(504, "GATEWAY_TIMEOUT", "The speech service did not answer in time.")
+TOO_MANY_CONNECTIONS = Refusal(429, "TOO_MANY_REQUESTS", "Too many connections from this address.", close=True)
 
 
 def too_many_streams(limit: int, in_use: int, scope: str) -> Refusal:

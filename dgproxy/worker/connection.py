@@ -13,15 +13,19 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from dgproxy import events
 from dgproxy.access import credentials, policy
 from dgproxy.access.credentials import Credential
-from dgproxy.access.limits import Slot
+from dgproxy.access.keys import Record as Key
+from dgproxy.access.limits import Slot, source
 from dgproxy.config import Plan, effective
 from dgproxy.net import closing, tls
 from dgproxy.net.endpoint import Cause, Endpoint, Lost
 from dgproxy.upstream.pool import Lease, Unreachable
 from dgproxy.wire import deepgram, forwarding, refusals
+from dgproxy.wire.deepgram import Class
 from dgproxy.wire.exchange import Downstream, Upstream
 from dgproxy.wire.handshake import DownstreamHandshake, UpstreamHandshake
 from dgproxy.wire.head import Head, find_end, judge
@@ -45,18 +49,29 @@ _SWITCHING_PROTOCOLS: Final = 101
 class Connection:
     """One client connection, until it ends or becomes a Stream."""
 
+    meter: Meter  # of the request that is in flight
+
     def __init__(self, worker: "Worker", endpoint: Endpoint) -> None:
         self._worker = worker
         self._endpoint = endpoint
         self._handed_over = False
         self._slot: Slot | None = None
+        self._seat: Slot | None = None  # of this connection's source, where that is limited
+        self._lease: Lease | None = None
+        self._task: asyncio.Task[object] | None = None
+        self._cut: Refusal | None = None
         self._first = True
         self.idle = False  # between two requests: may be closed at any time
 
     async def serve(self) -> None:
         """Everything that happens on this connection."""
-        phase = "handshake"
+        phase = "accept"
+        self._task = asyncio.current_task()
         try:
+            if not await self._seated():
+                self._endpoint.abort()
+                return
+            phase = "handshake"
             if self._worker.context is not None:
                 await self._handshake(self._worker.context)
             phase = "request"
@@ -77,6 +92,8 @@ class Connection:
         finally:
             if not self._handed_over:
                 self._endpoint.close()
+                if self._seat is not None:
+                    self._worker.ledger.give_back(self._seat)
 
     def close_if_idle(self) -> None:
         """Ends the connection if no request is in progress on it."""
@@ -88,7 +105,30 @@ class Connection:
         if not self._handed_over:
             self._endpoint.abort()
 
+    def cut(self, refusal: Refusal) -> None:
+        """Ends an admitted request: with this refusal if no answer has begun, else with a reset."""
+        if self._cut is None and self._task is not None:
+            self._cut = refusal
+            self._task.cancel()
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait here for one of the two sides."""
+        return self._endpoint.held + (0 if self._lease is None else self._lease.endpoint.held)
+
     # --- phases ---------------------------------------------------------------------------------------------------
+
+    async def _seated(self) -> bool:
+        """Whether this client's address may have one more connection."""
+        worker = self._worker
+        if not worker.config.limits.connections_per_address:
+            return True
+        seat = await worker.ledger.admit_connection(source(_address(self._endpoint.peer).decode()))
+        if isinstance(seat, Refusal):
+            worker.log(events.CONNECTION_REFUSED, peer=self._endpoint.peer, reason=seat.message)
+            return False
+        self._seat = seat
+        return True
 
     async def _handshake(self, context: tls.Context) -> None:
         try:
@@ -130,27 +170,62 @@ class Connection:
         if isinstance(key, Refusal):
             return await self._refuse(key, request_id, "key", meter, credential=credential)
         meter.key = key
+        self.meter = meter
+        worker.live.add(key, self)
+        try:
+            return await self._serve_key(meter, key, cls, credential, exchange, handshake)
+        except asyncio.CancelledError:
+            if self._cut is None or self._task is None:
+                raise
+            self._task.uncancel()
+            return await self._end_cut(meter, self._cut)
+        finally:
+            worker.live.remove(key, self)
 
+    async def _serve_key(
+        self,
+        meter: Meter,
+        key: Key,
+        cls: Class,
+        credential: Credential,
+        exchange: Downstream,
+        handshake: DownstreamHandshake | None,
+    ) -> bool:
+        """The phases after the key's, in which a change of the key may cut the request at any await."""
+        worker = self._worker
         plan = worker.config.plans.get(key.plan)  # phase: policy
         if plan is None:
-            return await self._refuse(refusals.PLAN_UNKNOWN, request_id, "policy", meter)
+            return await self._refuse(refusals.PLAN_UNKNOWN, meter.request_id, "policy", meter)
         plan = effective(plan, key.overrides)
-        refusal = policy.judge(plan, cls, head)
+        refusal = policy.judge(plan, cls, meter.head)
         if refusal is not None:
-            return await self._refuse(refusal, request_id, "policy", meter)
+            return await self._refuse(refusal, meter.request_id, "policy", meter)
         if worker.stopping:
-            return await self._refuse(refusals.STOPPING, request_id, "limits", meter)
+            return await self._refuse(refusals.STOPPING, meter.request_id, "limits", meter)
 
         slot = await worker.ledger.admit(key.id, cls)  # phase: limits
         if isinstance(slot, Refusal):
-            return await self._refuse(slot, request_id, "limits", meter)
+            return await self._refuse(slot, meter.request_id, "limits", meter)
         self._slot = slot
         try:
             if handshake is None:
                 return await self._exchange(meter, exchange, plan)
             return await self._upgrade(meter, exchange, handshake, credential, slot)
         finally:
-            self._close_the_books(meter)
+            if self._cut is None:
+                self._close_the_books(meter)
+
+    async def _end_cut(self, meter: Meter, refusal: Refusal) -> bool:
+        """A request whose key, or an operator, wants it ended."""
+        begun = meter.status != 0
+        if begun:
+            self._endpoint.abort()  # the client must see that this is not the whole
+        else:
+            meter.status = refusal.status
+        self._finish(meter, End.CUT)
+        if begun:
+            return False
+        return await self._refuse(msgspec.structs.replace(refusal, close=True), meter.request_id, "live", meter)
 
     async def _head(self) -> Head | Refusal | None:
         """The next request's head; None if the client is done."""
@@ -214,6 +289,7 @@ class Connection:
         It may not after a refusal of the framing, nor with a body (or a tunnel's first frames) still to come: then it
         is half-closed and what comes is discarded, so that the answer arrives.
         """
+        self._out_of_reach(meter)
         head = None if meter is None else meter.head
         close = (
             refusal.close
@@ -285,11 +361,13 @@ class Connection:
             except Unreachable as error:
                 outcome = Failed(refusals.UPSTREAM_UNREACHABLE, End.UPSTREAM_FAULT, error.detail)
                 break
+            self._lease = lease
             meter.upstream = lease.target.name
             exchange = self._over(lease, downstream, meter)
             try:
                 outcome = await exchange.run(self._upstream_headers(meter, lease), plan.max_body, reused=lease.reused)
             finally:
+                self._lease = None
                 worker.pool.give_back(lease, reusable=exchange.reusable)
             fresh = True
         if isinstance(outcome, Failed):
@@ -312,11 +390,17 @@ class Connection:
         )
 
     def _finish(self, meter: Meter, end: End) -> None:
-        """An admitted request is over: told, and its slot free, before anybody lingers for its client."""
-        self._worker.finished(meter, end)
+        """A request is over: told if it was admitted, and its slot free, before anybody lingers for its client."""
+        self._out_of_reach(meter)
         if self._slot is not None:
+            self._worker.finished(meter, end)
             self._worker.ledger.give_back(self._slot)
             self._slot = None
+
+    def _out_of_reach(self, meter: Meter | None) -> None:
+        """From here on nothing is left to cut."""
+        if meter is not None and meter.key is not None:
+            self._worker.live.remove(meter.key, self)
 
     def _close_the_books(self, meter: Meter) -> None:
         """Whatever way an admitted request ended that nobody foresaw, its slot is free and it is told of."""
@@ -379,7 +463,13 @@ class Connection:
         """Hands both sockets, the slot and the meter over; this connection owns nothing any more."""
         worker = self._worker
         self._handed_over = True
-        stream = Stream(worker.loop, self._endpoint, lease, slot, meter, worker.buffer, worker.on_stream_end)
+        stream = Stream(
+            worker.loop, self._endpoint, lease, slot, meter, worker.buffer, worker.budget, worker.on_stream_end
+        )
+        stream.seat = self._seat
+        assert meter.key is not None  # noqa: S101 - nobody else gets here
+        worker.live.remove(meter.key, self)
+        worker.live.add(meter.key, stream)
         worker.streams.add(stream)
         worker.log(
             events.STREAM_OPEN,

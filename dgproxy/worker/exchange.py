@@ -8,6 +8,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Final
 
+from dgproxy.access.limits import Pace
 from dgproxy.config import Timeouts
 from dgproxy.net.endpoint import Cause, Endpoint, Lost
 from dgproxy.wire import forwarding, refusals
@@ -85,6 +86,7 @@ class Exchange:
         self._response_timeout = response_timeout
         self._conversation: Upstream | None = None
         self._sent_body = False
+        self._pace = Pace(timeouts.minimum_upload_rate)
 
     @property
     def reusable(self) -> bool:
@@ -143,6 +145,8 @@ class Exchange:
                 conversation.end()
         except BadBody as error:
             return self._give_up(Failed(refusals.BAD_FRAMING, End.CLIENT_FAULT, str(error)))
+        except _TooSlow:
+            return self._give_up(Failed(refusals.BODY_TOO_SLOW, End.CLIENT_FAULT, "body slower than the minimum rate"))
         except _ClientLost as lost:
             if lost.cause is Cause.TIMEOUT:
                 return self._give_up(Failed(refusals.BODY_TIMEOUT, End.CLIENT_FAULT, "body stopped"))
@@ -159,13 +163,30 @@ class Exchange:
                 return event
             if event is END:
                 return None
-            try:
-                data = await self._client.read(self._timeouts.stream_idle)
-            except Lost as lost:
-                raise _ClientLost(lost.cause) from lost
+            data = await self._from_client()
             if not data:
                 raise _ClientLost(Cause.RESET)
             self._downstream.feed(data)
+
+    async def _from_client(self) -> bytes:
+        """The client's next bytes, which must come at the pace that is asked for."""
+        clock = asyncio.get_running_loop().time
+        idle = 0.0
+        while True:
+            patience = self._timeouts.stream_idle - idle
+            before = clock()
+            data: bytes | None = None
+            try:
+                data = await self._client.read(min(patience, self._pace.left))
+            except Lost as lost:
+                if lost.cause is not Cause.TIMEOUT or self._pace.left >= patience:
+                    raise _ClientLost(lost.cause) from lost
+            waited = clock() - before
+            if not self._pace.note(waited, len(data or b"")):
+                raise _TooSlow
+            if data is not None:
+                return data
+            idle += waited
 
     def _give_up(self, outcome: "Failed | Served") -> "Failed | Served":
         """Ends the upstream's half, so that whoever waits for its answer wakes; a cut request is never completed."""
@@ -248,6 +269,10 @@ class Exchange:
 
 
 _Upload = asyncio.Future[Failed | Served | None]
+
+
+class _TooSlow(Exception):  # noqa: N818
+    """The client's body comes slower than it must."""
 
 
 class _ClientLost(Exception):  # noqa: N818

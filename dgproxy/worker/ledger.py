@@ -25,18 +25,28 @@ class Ledger:
         self._send = send
         self._last = 0
         self._waiting: dict[Slot, asyncio.Future[Refusal | None]] = {}
-        self._questions: list[ipc.Question] = []
+        self._questions: list[ipc.Question | ipc.Arrival] = []
         self._returns: list[Slot] = []
         self._scheduled = False
         self.held: set[Slot] = set()
 
     async def admit(self, key_id: KeyId, cls: Class) -> Slot | Refusal:
         """A slot for one request of this key, or why there is none."""
+        return await self._ask(ipc.Question(self._next(), key_id, cls))
+
+    async def admit_connection(self, source: str) -> Slot | Refusal:
+        """A slot for one connection of this source, or why there is none."""
+        return await self._ask(ipc.Arrival(self._next(), source))
+
+    def _next(self) -> Slot:
         self._last += 1
-        slot = Slot(self._last)
+        return Slot(self._last)
+
+    async def _ask(self, question: ipc.Question | ipc.Arrival) -> Slot | Refusal:
+        slot = question.slot
         answer: asyncio.Future[Refusal | None] = self._loop.create_future()
         self._waiting[slot] = answer
-        self._questions.append(ipc.Question(slot, key_id, cls))
+        self._questions.append(question)
         self._schedule()
         timer = self._loop.call_later(PATIENCE, self._give_up, slot)
         try:

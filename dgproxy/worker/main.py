@@ -6,12 +6,14 @@ that nothing orphaned holds the port.
 """
 
 import asyncio
+import contextlib
 import gc
 import mmap
 import os
 import signal
 import socket
 import sys
+import time
 from typing import Any, Final
 
 import uvloop
@@ -21,17 +23,21 @@ from dgproxy.access.keys import Pepper, Table
 from dgproxy.access.limits import Slot
 from dgproxy.config import Config, private_key_path
 from dgproxy.logs import Log
-from dgproxy.net import closing, relay, tls
+from dgproxy.net import relay, tls
+from dgproxy.net.budget import Budget
 from dgproxy.net.channel import Channel
 from dgproxy.net.endpoint import Endpoint
 from dgproxy.net.listen import Acceptor
 from dgproxy.upstream.pool import Pool
+from dgproxy.wire.refusals import STOPPING
 from dgproxy.worker.connection import Connection
 from dgproxy.worker.ledger import Ledger
+from dgproxy.worker.live import Live
 from dgproxy.worker.meter import End, Meter
-from dgproxy.worker.stream import Stream
+from dgproxy.worker.stream import CUT_WITHIN, Stream
 
 ORPHAN_DRAIN: Final = 3.0  # seconds; spec: no process and no bound port left 5 s after the supervisor's death
+_SEEN_OFF_WITHIN: Final = 0.5  # seconds for clients to take their last bytes when the worker ends
 _TICK: Final = 1.0  # seconds: idle streams, usage reports
 _IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE)
 
@@ -43,6 +49,7 @@ class Worker:
     log: Log
     table: Table
     pepper: Pepper
+    budget: Budget
     pool: Pool
     context: tls.Context | None
 
@@ -53,7 +60,7 @@ class Worker:
         self.buffer = relay.make_buffer()
         self.streams: set[Stream] = set()
         self._connections: dict[asyncio.Task[None], Connection] = {}
-        self._lingering: dict[asyncio.Task[None], Endpoint] = {}
+        self._lingering: dict[asyncio.Task[None], Stream] = {}
         self._acceptors: list[Acceptor] = []
         self._most = 0
         self._served = 0
@@ -63,10 +70,12 @@ class Worker:
         self._target = 0
         self._exit_code = 0
         self._over: asyncio.Event = asyncio.Event()
+        self._streams_over: asyncio.Event = asyncio.Event()
         self._channel: Channel[ipc.Down] = Channel(
             loop, sock, ipc.Unpacker(ipc.DOWN), self._on_message, self._on_orphaned
         )
         self.ledger = Ledger(loop, self._channel.send)
+        self.live = Live(loop, time.time)
 
     async def run(self) -> int:
         """Serves until it is told to stop and has nothing left to do; the exit code."""
@@ -75,11 +84,17 @@ class Worker:
         for connection in list(self._connections.values()):
             connection.abort()
         for stream in list(self.streams):
-            stream.end(End.STOPPED)
-        for endpoint in self._lingering.values():
-            endpoint.abort()
+            stream.cut(STOPPING, End.STOPPED)
+        if self.streams:
+            self._streams_over.clear()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._streams_over.wait(), CUT_WITHIN * 2)
         if self._connections or self._lingering:
-            await asyncio.wait([*self._connections, *self._lingering], timeout=1.0)
+            await asyncio.wait([*self._connections, *self._lingering], timeout=_SEEN_OFF_WITHIN)
+        for stream in self._lingering.values():
+            stream.abort()
+        if self._lingering:
+            await asyncio.wait(self._lingering, timeout=1.0)
         if self._ready:
             self.pool.close()
             self._report()
@@ -105,9 +120,15 @@ class Worker:
                 self._load(message)
             case ipc.Change():
                 self.table.apply(message.delta)
+                if self._ready:
+                    self.live.apply(message.delta)
                 self._applied()
             case ipc.Verdicts():
                 self.ledger.settle(message)
+            case ipc.Ask():
+                self._channel.send(ipc.Rows(message.number, self.live.rows(message.key_id)))
+            case ipc.Kill():
+                self._channel.send(ipc.Killed(message.number, self.live.kill(message.request_id)))
             case ipc.Stop():
                 self._stop(message.within)
 
@@ -117,7 +138,8 @@ class Worker:
         self.config = config = setup.config
         self.log = Log(config.log.level, config.log.format, process=f"worker {setup.index}")
         self.pepper = Pepper(setup.pepper)
-        self.pool = Pool(self.loop, config.upstream)
+        self.budget = Budget(max(1, config.limits.buffered // setup.workers), self._on_over_budget)
+        self.pool = Pool(self.loop, config.upstream, self.budget)
         self.context = None
         if config.server.tls:
             self.context = tls.server_context(
@@ -178,7 +200,7 @@ class Worker:
     def _on_accept(self, sock: socket.socket, address: Any) -> None:
         host, port = address[:2]
         peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        connection = Connection(self, Endpoint(self.loop, sock, peer))
+        connection = Connection(self, Endpoint(self.loop, sock, peer, self.budget))
         task = self.loop.create_task(connection.serve())
         self._connections[task] = connection
         task.add_done_callback(self._on_connection_end)
@@ -193,23 +215,53 @@ class Worker:
     def on_stream_end(self, stream: Stream, slot: Slot, meter: Meter, end: End) -> None:
         """What a Stream's end leaves to be done."""
         self.streams.discard(stream)
-        self.pool.give_back(stream.lease, reusable=False)
+        if not self.streams:
+            self._streams_over.set()
+        if meter.key is not None:
+            self.live.remove(meter.key, stream)
         self.ledger.give_back(slot)
         self.finished(meter, end)
-        if not stream.downstream.closed:
-            seeing_off = self.loop.create_task(closing.linger(stream.downstream, orderly=end is End.COMPLETE))
-            self._lingering[seeing_off] = stream.downstream
+        if stream.lingers:
+            seeing_off = self.loop.create_task(stream.linger())
+            self._lingering[seeing_off] = stream
             seeing_off.add_done_callback(self._on_seen_off)
-        self._on_one_less()
+        else:
+            self._let_go(stream)
 
     def _on_seen_off(self, task: "asyncio.Task[None]") -> None:
-        del self._lingering[task]
+        self._let_go(self._lingering.pop(task))
+
+    def _let_go(self, stream: Stream) -> None:
+        self.pool.give_back(stream.lease, reusable=False)
+        if stream.seat is not None:
+            self.ledger.give_back(stream.seat)
         self._on_one_less()
+
+    def _on_over_budget(self) -> None:
+        """Too many bytes wait for peers that do not take them: whoever holds most is let go, until it is bearable."""
+        self.loop.call_soon(self._shed)
+
+    def _shed(self) -> None:
+        holders: list[Stream | Connection] = [*self.streams, *self._connections.values()]
+        excess = self.budget.excess
+        shed = 0
+        for holder in sorted(holders, key=lambda holder: holder.held, reverse=True):
+            if self.budget.used <= self.budget.bearable or not holder.held:
+                break
+            shed += 1
+            if isinstance(holder, Stream):
+                holder.end(End.SHED)
+            else:
+                holder.abort()
+        self.log(events.WORKER_SHED, excess=excess, ended=shed)
 
     def finished(self, meter: Meter, end: End) -> None:
         """The one line and the one record of an admitted request that has ended."""
         websocket = meter.head.websocket
-        self.log(events.STREAM_CLOSE if websocket else events.REQUEST_CLOSE, **meter.fields(), **meter.spent(end))
+        if websocket:
+            self.log(events.STREAM_CLOSE, **meter.fields(), **meter.spent(end), **meter.closing())
+        else:
+            self.log(events.REQUEST_CLOSE, **meter.fields(), **meter.spent(end))
         self._records.append(meter.record(end, websocket=websocket))
         self._served += 1
 
@@ -245,6 +297,7 @@ class Worker:
         idle = self.config.timeouts.stream_idle
         for stream in list(self.streams):
             stream.tick(now, idle)
+        self.live.tick()
         self.pool.tick()
         self._report()
 

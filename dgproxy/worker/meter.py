@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dgproxy import ipc, redaction
-from dgproxy.access.keys import Record as Key
+from dgproxy.access.keys import KeyId, Record as Key
 from dgproxy.wire.deepgram import Class
 from dgproxy.wire.forwarding import client_request_id
 from dgproxy.wire.head import Head
@@ -25,6 +25,8 @@ class End(enum.StrEnum):
     UPSTREAM_FAULT = "upstream_fault"  # no valid answer, or none in time
     REFUSED = "refused"  # by the upstream's answer to a handshake, or by a limit met on the way
     IDLE = "idle"
+    CUT = "cut"  # its key was revoked, disabled or expired, or an operator ended it
+    SHED = "shed"  # it held bytes that its peer did not take, and there were too many of those
     FAULT = "fault"  # of our own; worker.fault says which
     STOPPED = "stopped"  # the proxy ended it
 
@@ -43,6 +45,10 @@ class Meter:
     status: int = 0
     bytes_in: int = 0  # of the request's body or the client's frames
     bytes_out: int = 0
+    fault: str | None = None  # what was wrong with the peer's bytes
+    code_sent: int | None = None  # of our own Close
+    code_from_client: int | None = None  # of theirs; 1005 for a Close without one
+    code_from_upstream: int | None = None
     wall_start: float = field(default_factory=time.time)
     started: float = field(default_factory=time.monotonic)
 
@@ -52,7 +58,7 @@ class Meter:
         return {
             "request_id": self.request_id,
             "peer": self.peer,
-            "key_id": None if self.key is None else self.key.id,
+            "key_id": self.key_id,
             "class": self.cls,
             "method": self.head.method,
             "path": redaction.target(self.head.path, self.head.query, served=self.cls is not None),
@@ -60,6 +66,39 @@ class Meter:
             # Redacted before it is cut: what is left of a credential at the edge would not look like one any more.
             "user_agent": None if agent is None else redaction.redact(agent.decode("latin-1"))[:_USER_AGENT],
         }
+
+    def closing(self) -> dict[str, Any]:
+        """How a WebSocket was closed, for its last line."""
+        return {
+            "code_sent": self.code_sent,
+            "code_from_client": self.code_from_client,
+            "code_from_upstream": self.code_from_upstream,
+            "fault": self.fault,
+        }
+
+    def row(self) -> dict[str, Any]:
+        """What `streams list` says of it while it is in flight."""
+        return {
+            "id": self.request_id,
+            "key_id": self.key_id,
+            "class": self.cls,
+            "websocket": self.head.websocket,
+            "peer": self.peer,
+            "upstream": self.upstream,
+            "status": self.status or None,
+            "age_s": round(time.monotonic() - self.started, 3),
+            "bytes_in": self.bytes_in,
+            "bytes_out": self.bytes_out,
+            "dg_request_id": self._upstream_id(),
+        }
+
+    @property
+    def key_id(self) -> KeyId | None:
+        """Whose it is."""
+        return None if self.key is None else self.key.id
+
+    def _upstream_id(self) -> str | None:
+        return None if self.dg_request_id is None else self.dg_request_id[:_UPSTREAM_ID].decode("latin-1")
 
     def spent(self, end: End) -> dict[str, Any]:
         """What its last line says beside `fields`."""
@@ -69,7 +108,7 @@ class Meter:
             "bytes_out": self.bytes_out,
             "wall_s": round(time.monotonic() - self.started, 6),
             "upstream": self.upstream,
-            "dg_request_id": None if self.dg_request_id is None else self.dg_request_id[:_UPSTREAM_ID],
+            "dg_request_id": self._upstream_id(),
             "end": end,
         }
 

@@ -1,24 +1,55 @@
 """An open WebSocket: owner of both ends, from the 101 to the last byte.
 
 Rules of this file: whatever ends a stream calls end(), once or many times, and nothing else closes its fds, gives
-back its slot or writes its record.
+back its slot or writes its record. Whoever ends it for a reason of ours calls cut(), which says so in a Close frame
+to both sides and then ends it; a side on which that frame can't be put in time is reset, so that it can't take what
+it has for the whole.
 """
 
 import asyncio
 from collections.abc import Callable
+from os import urandom
 from typing import Final
 
 from dgproxy.access.limits import Slot
+from dgproxy.net import closing
+from dgproxy.net.budget import Budget
 from dgproxy.net.endpoint import Endpoint
-from dgproxy.net.relay import Relay, Side
+from dgproxy.net.relay import Direction, Relay, Side
 from dgproxy.upstream.pool import Lease
+from dgproxy.wire import frames
+from dgproxy.wire.refusals import STOPPING, Refusal
 from dgproxy.worker.meter import End, Meter
+
+CUT_WITHIN: Final = 0.4  # seconds for our Close to find its place and to be taken; all of a cut must take less than one
+_UPSTREAM_LINGERS: Final = 1.0  # seconds for an upstream that we cut off to take our Close
+_CLOSED_WITHIN: Final = 5.0  # seconds for the ends to close the connection after both have sent a Close
+
+# RFC 6455 7.4.1, and IANA's registry for 1012 to 1014
+_GOING_AWAY, _PROTOCOL_ERROR, _POLICY, _INTERNAL, _RESTART, _TRY_LATER = 1001, 1002, 1008, 1011, 1012, 1013
+_NO_CODE: Final = 1005  # RFC 6455 7.1.5: what a Close without a code counts as
+_OURS_TO_REFUSE: Final = 500  # statuses from here on are no fault of the client's
 
 
 class Stream:
-    """A live relay. `worker` is told when it is over."""
+    """A live relay. `on_end` is told when it is over."""
 
-    __slots__ = ("_ended", "_idle_since", "_lease", "_meter", "_on_end", "_progress", "_relay", "_slot", "downstream")
+    __slots__ = (
+        "_cut",
+        "_ended",
+        "_idle_since",
+        "_loop",
+        "_on_end",
+        "_progress",
+        "_relay",
+        "_slot",
+        "_timer",
+        "downstream",
+        "lease",
+        "lingers",
+        "meter",
+        "seat",
+    )
 
     def __init__(
         self,
@@ -28,17 +59,23 @@ class Stream:
         slot: Slot,
         meter: Meter,
         buffer: bytearray,
+        budget: Budget,
         on_end: "Callable[[Stream, Slot, Meter, End], None]",
     ) -> None:
+        self._loop = loop
         self.downstream: Final = downstream
-        self._lease = lease
+        self.lease: Final = lease
         self._slot: Final = slot
-        self._meter: Final = meter
+        self.meter: Final = meter
         self._on_end = on_end
+        self._cut: End | None = None
         self._ended: End | None = None
-        self._relay = Relay(loop, downstream, lease.endpoint, buffer, self._on_relay_end)
+        self._timer: asyncio.TimerHandle | None = None
+        self._relay = Relay(loop, downstream, lease.endpoint, buffer, budget, self._on_relay_end, self._on_fault)
         self._progress = 0
         self._idle_since = loop.time()
+        self.seat: Slot | None = None  # of the connection's source, where that is limited
+        self.lingers = False  # after its end somebody must await linger()
 
     def start(self, from_downstream: bytes, from_upstream: bytes) -> None:
         """Begins to relay, with what either side had sent before."""
@@ -46,41 +83,99 @@ class Stream:
 
     def tick(self, now: float, idle: float) -> None:
         """Ends the stream if no byte moved for `idle` seconds. Called each second or so; costs nothing per message."""
-        progress = self._relay.progress
+        relay = self._relay
+        self.meter.bytes_in, self.meter.bytes_out = relay.up.count, relay.down.count
+        progress = relay.progress
         if progress != self._progress:
             self._progress = progress
             self._idle_since = now
             return
-        self._relay.check()
-        if now - self._idle_since >= idle:
-            self.end(End.IDLE)
+        relay.check()
+        quiet = now - self._idle_since
+        if quiet >= _CLOSED_WITHIN and relay.up.tracker.closed and relay.down.tracker.closed:
+            self.end(End.COMPLETE)
+        elif quiet >= idle:
+            self._close(End.IDLE, _GOING_AWAY, f"Nothing was sent for {idle:g} seconds.")
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait for one of the two to take them."""
+        return self._relay.held
+
+    # --- ends -------------------------------------------------------------------------------------------------------
+
+    def cut(self, refusal: Refusal, end: End = End.CUT) -> None:
+        """Ends the stream for a reason of ours: within CUT_WITHIN, whatever the two ends do."""
+        code = _RESTART if refusal is STOPPING else _POLICY if refusal.status < _OURS_TO_REFUSE else _TRY_LATER
+        self._close(end, code, refusal.message)
+
+    def _close(self, end: End, code: int, reason: str, upstream: int = _GOING_AWAY) -> None:
+        """A Close frame to both sides, each as soon as there is a place for it; then the end."""
+        if self._cut is not None or self._ended is not None:
+            return
+        self._cut = end
+        self.meter.code_sent = code
+        self._timer = self._loop.call_later(CUT_WITHIN, self.end, end)
+        self._relay.finish(frames.close(code, reason), frames.close(upstream, reason, urandom(4)))
 
     def end(self, reason: End) -> None:
         """Ends both sides and tells what was used."""
         if self._ended is not None:
             return
         self._ended = reason
+        if self._timer is not None:
+            self._timer.cancel()
+        up, down = self._relay.up, self._relay.down
         self._relay.stop()  # no reader or writer is left in the loop
-        self._meter.bytes_in = self._relay.up.count
-        self._meter.bytes_out = self._relay.down.count
-        last_words = reason in (End.COMPLETE, End.UPSTREAM_GONE) and not self._relay.up.heard_end
-        if reason is End.COMPLETE and not last_words:
+        meter = self.meter
+        meter.bytes_in, meter.bytes_out = up.count, down.count
+        meter.code_from_client, meter.code_from_upstream = _code(up), _code(down)
+        if down.finished or (reason in (End.COMPLETE, End.UPSTREAM_GONE) and not up.heard_end):
+            self.lingers = True  # what the client still sends would reset what is on its way to it
+        elif reason is End.COMPLETE:
             self.downstream.close()
-        elif not last_words:
+        elif self._cut in (None, End.UPSTREAM_GONE):
             self.downstream.truncate()
-        # Else the client still sends: a close would reset it before it has read what is on its way. The worker lingers.
-        self._on_end(self, self._slot, self._meter, reason)
+        else:
+            self.downstream.abort()
+        if self._cut is not None and not up.finished:
+            self.lease.endpoint.abort()
+        self._on_end(self, self._slot, meter, reason)
 
-    @property
-    def lease(self) -> Lease:
-        """The upstream connection, for whoever gives it back."""
-        return self._lease
+    async def linger(self) -> None:
+        """Sees both sides off, after end(), if it `lingers`."""
+        down = closing.linger(self.downstream, orderly=self._ended is End.COMPLETE or self._relay.down.finished)
+        if self._relay.up.finished:  # else its owner, the pool, closes it
+            await asyncio.gather(down, closing.linger(self.lease.endpoint, seconds=_UPSTREAM_LINGERS))
+        else:
+            await down
+
+    def abort(self) -> None:
+        """Ends the lingering."""
+        self.downstream.abort()
+        self.lease.endpoint.abort()
+
+    def _on_fault(self, side: Side) -> None:
+        """A frame that breaks RFC 6455: both sides are told so."""
+        direction, end = (
+            (self._relay.up, End.CLIENT_FAULT) if side is Side.DOWNSTREAM else (self._relay.down, End.UPSTREAM_FAULT)
+        )
+        self.meter.fault = f"{side}: {direction.tracker.fault}"
+        self._close(end, _PROTOCOL_ERROR, f"The {side} broke the WebSocket protocol.", upstream=_PROTOCOL_ERROR)
 
     def _on_relay_end(self, broken: Side | None) -> None:
-        match broken:
-            case None:
-                self.end(End.COMPLETE)
-            case Side.DOWNSTREAM:
-                self.end(End.CLIENT_GONE)
-            case Side.UPSTREAM:
-                self.end(End.UPSTREAM_GONE)
+        if self._cut is not None:
+            self.end(self._cut)
+        elif broken is None:
+            self.end(End.COMPLETE)
+        elif broken is Side.DOWNSTREAM:
+            self.end(End.CLIENT_GONE)
+        else:
+            self._close(End.UPSTREAM_GONE, _INTERNAL, "The speech service's connection was lost.")
+
+
+def _code(direction: Direction) -> int | None:
+    """The code of the Close that a side sent."""
+    if not direction.tracker.closed:
+        return None
+    return direction.tracker.close_code or _NO_CODE

@@ -11,11 +11,16 @@ import pytest
 import uvloop
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
+from dgproxy.net.budget import Budget, unbounded
 from dgproxy.net.endpoint import CHUNK, Endpoint
 from dgproxy.net.relay import Direction, Relay, Side, make_buffer
+from dgproxy.wire import frames
 from tests.support.peers import Peer, Watched, certificates, tcp_pair
 
 PATIENCE: Final = 3.0
+VIOLATION: Final = frames.close(1002, "no")
+VIOLATION_MASKED: Final = frames.close(1001, "no", b"mask")
+ENDLESS: Final = 1 << 62
 SMALL: Final = 8 * 1024  # asked of the kernel, which doubles it
 
 KINDS: Final = {
@@ -37,14 +42,18 @@ class Rig:
     downstream: Endpoint
     upstream: Endpoint
     relay: Relay
+    budget: Budget
     ends: list[Side | None] = field(default_factory=list)
+    faults: list[Side] = field(default_factory=list)
     over: asyncio.Event = field(default_factory=asyncio.Event)
 
     def peer(self, side: Side) -> tuple[Peer, Peer]:
         """The peer on a side, and the other one."""
         return (self.client, self.server) if side is Side.DOWNSTREAM else (self.server, self.client)
 
-    def start(self) -> None:
+    def start(self, *, frames: bool = False) -> None:
+        if not frames:  # then all that is sent belongs to one endless frame
+            self.relay.up.tracker.left = self.relay.down.tracker.left = ENDLESS
         self.relay.start(self.downstream.release(), self.upstream.release())
 
     async def end(self) -> Side | None:
@@ -85,13 +94,20 @@ async def build(*, secure_client: bool, secure_server: bool, buffer: int | None)
     def on_end(side: Side | None) -> None:
         rig.ends.append(side)
         rig.over.set()
+        rig.relay.stop()
         for endpoint in (downstream, upstream):  # as their owner does, a Stream
             if side is None:
                 endpoint.close()
             else:
                 endpoint.abort()
 
-    rig = Rig(loop, client, server, downstream, upstream, Relay(typed, downstream, upstream, make_buffer(), on_end))
+    def on_fault(side: Side) -> None:
+        rig.faults.append(side)
+        rig.relay.finish(VIOLATION, VIOLATION_MASKED)
+
+    budget = unbounded()
+    relay = Relay(typed, downstream, upstream, make_buffer(), budget, on_end, on_fault)
+    rig = Rig(loop, client, server, downstream, upstream, relay, budget)
     return rig
 
 
@@ -406,7 +422,7 @@ def test_a_buffer_is_shared_by_streams_without_mixing_them() -> None:
             buffer = make_buffer()
             for rig in rigs:
                 typed = cast("asyncio.AbstractEventLoop", rig.loop)
-                rig.relay = Relay(typed, rig.downstream, rig.upstream, buffer, rig.ends.append)
+                rig.relay = Relay(typed, rig.downstream, rig.upstream, buffer, rig.budget, rig.ends.append, pytest.fail)
                 rig.start()
             data = [bytes([number]) * 500_000 for number in range(3)]
             sending = [asyncio.ensure_future(rig.client.send(data[n])) for n, rig in enumerate(rigs)]
