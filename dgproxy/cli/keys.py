@@ -5,6 +5,7 @@ import os
 import pwd
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,7 +35,13 @@ def _create(store: KeyStore, config: Config, args: Mapping[str, Any]) -> dict[st
     return answer
 
 
+def _set_state(action: str, store: KeyStore, _: Config, args: Mapping[str, Any]) -> dict[str, Any]:
+    answer, _delta = service.set_state(store, action, args, uid=os.getuid(), now=time.time())
+    return answer
+
+
 _ON_THE_STORE: Final[Mapping[str, Callable[[KeyStore, Config, Mapping[str, Any]], dict[str, Any]]]] = {
+    **{f"keys.{action}": partial(_set_state, action) for action in service.STATES},
     "keys.create": _create,
     "keys.list": lambda store, _, args: service.list_keys(store, args),
     "keys.show": lambda store, _, args: service.show_key(store, args),
@@ -134,7 +141,7 @@ def _override_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def keys() -> None:
-    """Make, list and show ingress keys."""
+    """Make, list, show, disable and revoke ingress keys."""
 
 
 @keys.command()
@@ -172,6 +179,41 @@ def show(config: str | None, *, as_json: bool, id: str) -> None:  # noqa: A002 -
     with _told():
         found = ask(load(find_config(config)), "keys.show", {"id": id})
     emit(found, _one(found), as_json=as_json)
+
+
+@keys.command()
+@click.argument("id")
+@config_option
+@json_option
+def disable(config: str | None, *, as_json: bool, id: str) -> None:  # noqa: A002
+    """Refuse a key from now on and end its live streams; `enable` brings it back."""
+    _change_state(config, "disable", id, as_json=as_json)
+
+
+@keys.command()
+@click.argument("id")
+@config_option
+@json_option
+def enable(config: str | None, *, as_json: bool, id: str) -> None:  # noqa: A002
+    """Serve a disabled key again."""
+    _change_state(config, "enable", id, as_json=as_json)
+
+
+@keys.command()
+@click.argument("id")
+@config_option
+@json_option
+def revoke(config: str | None, *, as_json: bool, id: str) -> None:  # noqa: A002
+    """Refuse a key for ever and end its live streams."""
+    _change_state(config, "revoke", id, as_json=as_json)
+
+
+def _change_state(config: str | None, action: str, key_id: str, *, as_json: bool) -> None:
+    with _told():
+        found = ask(load(find_config(config)), f"keys.{action}", {"id": key_id})
+    already = "" if found["changed"] else "already "
+    line = Text.assemble(f"key {found['id']} (", found["name"], f") is {already}{found['state']}")
+    emit(found, line, as_json=as_json)
 
 
 # --- for people -------------------------------------------------------------------------------------------------

@@ -33,6 +33,10 @@ class NameTaken(Exception):  # noqa: N818 - an answer, not a fault
     """Another key that is not revoked has this name."""
 
 
+class KeyRevoked(Exception):  # noqa: N818 - an answer, not a fault
+    """A revoked key stays revoked."""
+
+
 class KeyStore:
     """All keys on disk. Synchronous, for one thread at a time. Whatever fails raises StoreError and changes nothing."""
 
@@ -134,6 +138,22 @@ class KeyStore:
             self._db.execute(f"INSERT INTO keys ({_COLUMNS}) VALUES ({_VALUES})", values)  # noqa: S608 - constants
             changed.append(minted.id)
         return minted, record
+
+    def set_state(self, key_id: KeyId, state: State, *, action: str, uid: int, now: int) -> tuple[Record, bool] | None:
+        """Puts a key into a state: its record as it is then, and whether that is news; None if there is no such key.
+
+        Raises:
+            KeyRevoked: it is revoked, for ever.
+        """
+        record = self.get(key_id)
+        if record is None or record.state is state:
+            return None if record is None else (record, False)
+        if record.state is State.REVOKED:
+            raise KeyRevoked
+        with self._change(action, uid, now) as changed:
+            self._db.execute("UPDATE keys SET state = ? WHERE id = ?", (state, key_id))
+            changed.append(key_id)
+        return msgspec.structs.replace(record, state=state), True
 
     @contextlib.contextmanager
     def _change(self, action: str, uid: int, now: int) -> Iterator[list[KeyId]]:

@@ -15,9 +15,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from dgproxy import units
-from dgproxy.access.keys import ID_LENGTH, PREFIX, Delta, KeyId, Record
+from dgproxy.access.keys import ID_LENGTH, PREFIX, Delta, KeyId, Record, State
 from dgproxy.config import Config, Overrides, Quota, parse_overrides
-from dgproxy.store.keys import KeyStore, NameTaken
+from dgproxy.store.keys import KeyRevoked, KeyStore, NameTaken
 
 T = TypeVar("T")
 
@@ -123,13 +123,43 @@ def show_key(store: KeyStore, args: Mapping[str, Any]) -> dict[str, Any]:
         Rejected: bad_request, bad_id, not_found.
         StoreError: the store failed.
     """
+    key_id = _key_id(args)
+    record = store.get(key_id)
+    if record is None:
+        raise Rejected("not_found", f"there is no key with the id {key_id}")
+    return shown(record)
+
+
+STATES: Final = {"disable": State.DISABLED, "enable": State.ACTIVE, "revoke": State.REVOKED}
+
+
+def set_state(
+    store: KeyStore, action: str, args: Mapping[str, Any], *, uid: int, now: float
+) -> tuple[dict[str, Any], Delta | None]:
+    """`keys.disable`, `keys.enable`, `keys.revoke` {id}: the key as it is then, with `changed`; what workers must hear.
+
+    A key that is in that state already is no error, and changes nothing.
+
+    Raises:
+        Rejected: bad_request, bad_id, not_found, revoked.
+        StoreError: the store failed.
+    """
+    key_id = _key_id(args)
+    try:
+        found = store.set_state(key_id, STATES[action], action=action, uid=uid, now=int(now))
+    except KeyRevoked:
+        raise Rejected("revoked", f"key {key_id} is revoked, and a revoked key stays so; make another") from None
+    if found is None:
+        raise Rejected("not_found", f"there is no key with the id {key_id}")
+    record, changed = found
+    return shown(record) | {"changed": changed}, Delta(store.generation(), (record,)) if changed else None
+
+
+def _key_id(args: Mapping[str, Any]) -> KeyId:
     match = _ID.fullmatch(_arguments(args, _Show).id)
     if match is None:  # not repeated: it may be a whole key
         raise Rejected("bad_id", f"a key's id is {ID_LENGTH} letters and digits, as `keys list` shows it")
-    record = store.get(KeyId(match[1]))
-    if record is None:
-        raise Rejected("not_found", f"there is no key with the id {match[1]}")
-    return shown(record)
+    return KeyId(match[1])
 
 
 def shown(record: Record) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -224,6 +225,8 @@ class Supervisor:
             raise ControlError(rejected.code, str(rejected)) from None
         except StoreError as error:
             raise ControlError("store", str(error)) from None
+        if delta is None:
+            return answer
         self._keys.change(delta)
         self._workers.tell(ipc.Change(delta))
         for record in delta.records:
@@ -332,6 +335,7 @@ class Supervisor:
             "keys.create": self._create_key,
             "keys.list": self._list_keys,
             "keys.show": self._show_key,
+            **{f"keys.{action}": partial(self._set_state, action) for action in service.STATES},
             "status": self._status,
             "streams.list": self._list_streams,
             "streams.kill": self._kill_stream,
@@ -344,6 +348,12 @@ class Supervisor:
             )
 
         return await self._change_keys("create", call, work)
+
+    async def _set_state(self, action: str, call: Call) -> object:
+        def work() -> tuple[Any, Any]:
+            return service.set_state(self._store, action, call.args, uid=call.uid, now=time.time())
+
+        return await self._change_keys(action, call, work)
 
     async def _list_keys(self, call: Call) -> object:
         return await self._ask(lambda: service.list_keys(self._store, call.args))
