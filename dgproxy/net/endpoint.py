@@ -10,8 +10,11 @@ Rules of this file:
 import asyncio
 import contextlib
 import enum
+import fcntl
 import socket
 import struct
+import sys
+import termios
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
@@ -328,6 +331,14 @@ class Endpoint:
     def reset(self) -> bool:
         """Whether the kernel has given this connection up, though bytes of it may be left to read."""
         return not self._closed and self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) == _TCP_CLOSE
+
+    @property
+    def untaken(self) -> int:
+        """Bytes that the kernel holds because the peer has not acknowledged them."""
+        if self._closed:
+            return 0
+        answer = fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ, tcp(7)
+        return int.from_bytes(answer, sys.byteorder)
 
     @property
     def ended(self) -> bool:

@@ -21,7 +21,9 @@ from dgproxy.wire import frames
 from dgproxy.wire.refusals import STOPPING, Refusal
 from dgproxy.worker.meter import End, Meter
 
-CUT_WITHIN: Final = 0.4  # seconds for our Close to find its place and to be taken; all of a cut must take less than one
+CUT_WITHIN: Final = (
+    0.4  # seconds for our Close to find its place, and as much for the client to take it: in all under 1
+)
 _UPSTREAM_LINGERS: Final = 1.0  # seconds for an upstream that we cut off to take our Close
 _CLOSED_WITHIN: Final = 5.0  # seconds for the ends to close the connection after both have sent a Close
 
@@ -144,11 +146,23 @@ class Stream:
 
     async def linger(self) -> None:
         """Sees both sides off, after end(), if it `lingers`."""
-        down = closing.linger(self.downstream, orderly=self._ended is End.COMPLETE or self._relay.down.finished)
-        if self._relay.up.finished:  # else its owner, the pool, closes it
-            await asyncio.gather(down, closing.linger(self.lease.endpoint, seconds=_UPSTREAM_LINGERS))
-        else:
-            await down
+        if self._cut is None:
+            await closing.linger(self.downstream, orderly=self._ended is End.COMPLETE)
+            return
+        orderly = self._relay.down.finished
+        timer = self._loop.call_later(CUT_WITHIN, self._abort_if_not_taken)
+        try:
+            lingering = [closing.linger(self.downstream, orderly=orderly, seconds=_CLOSED_WITHIN)]
+            if self._relay.up.finished:  # else its owner, the pool, closes it
+                lingering.append(closing.linger(self.lease.endpoint, seconds=_UPSTREAM_LINGERS))
+            await asyncio.gather(*lingering)
+        finally:
+            timer.cancel()
+
+    def _abort_if_not_taken(self) -> None:
+        """A client that does not read has our Close in its kernel at best; what it did not take is not kept for it."""
+        if self.downstream.untaken:
+            self.downstream.abort()
 
     def abort(self) -> None:
         """Ends the lingering."""

@@ -12,11 +12,17 @@ from typing import Final
 PROC: Final = Path("/proc")
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
     """A loopback port that was free a moment ago, and that no outgoing connection is given meanwhile."""
     lowest = int((PROC / "sys/net/ipv4/ip_local_port_range").read_text().split()[0])
     for port in random.sample(range(10_000, lowest), 1000):
+        if port in _given:  # to somebody who has not bound it yet
+            continue
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            _given.add(port)
             return port
     raise AssertionError("no free port below the ephemeral ones")
 

@@ -44,7 +44,7 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True) -> bytes:
 
 
 class RawStream:
-    """An open WebSocket. `end` says how it ended, once something read it to its end: "eof", or "cut" without close_notify."""
+    """An open WebSocket. `end` says how it ended, once it was read to its end: "eof", or "cut" without close_notify."""
 
     def __init__(self, proxy: Proxy, key: str, target: str = "/v1/listen", receive_buffer: int | None = None) -> None:
         self.sock: socket.socket = socket.socket()
