@@ -1,8 +1,9 @@
-"""One HTTP exchange, without I/O: `Downstream` faces the client, `Upstream` the container. h11 frames both bodies.
+"""One HTTP exchange, without I/O: `Downstream` faces the client, `Upstream` the container. h11 keeps their states.
 
 Rules of this file:
 - Heads come here only after `wire.head` or `wire.response` judged their bytes; h11 must then read the same, or the
   exchange ends. Two parsers that disagree are how requests are smuggled.
+- A chunked body is read by `wire.chunked` alone; h11 is told of its last chunk, and must take it for the end.
 - Bytes after the end of a message are never looked at here: they are handed back by `rest()`.
 - A body keeps its framing: a length stays a length, chunked stays chunked (spec part 5).
 """
@@ -12,12 +13,14 @@ from typing import Final, Literal
 
 import h11
 
+from dgproxy.wire.chunked import BadChunks, Chunked
 from dgproxy.wire.head import Head, find_end
 from dgproxy.wire.refusals import BAD_FRAMING, Refusal
 from dgproxy.wire.response import MAX_INFORMATIONAL, Answer, BadAnswer, judge
 
-# h11 bounds what it holds of an unfinished event: a chunk header or trailers, here (heads arrive whole).
-_MAX_INCOMPLETE: Final = 64 * 1024
+_LAST_CHUNK: Final = b"0\r\n\r\n"
+_FRAMING: Final = (b"content-length", b"transfer-encoding")
+_NO_CONTENT: Final = (204, 304)  # RFC 9112 6.3: these answers end with their heads, whatever the heads say
 
 
 class Event(enum.Enum):
@@ -35,13 +38,72 @@ class BadBody(Exception):  # noqa: N818
     """The client's body breaks its own framing; nothing after it may be parsed."""
 
 
+class _Body:
+    """The body that a half reads: a chunked one by our own reader, any other by h11."""
+
+    def __init__(self, connection: h11.Connection, *, chunked: bool) -> None:
+        self._h11 = connection
+        self._chunks = Chunked() if chunked else None
+        self._closed = False
+        self.begun = False
+        self.ended = False
+
+    def feed(self, data: bytes) -> None:
+        """Bytes of the body, and perhaps of what follows it; b"" is the end of the stream."""
+        self._closed |= not data
+        if self._chunks is None:
+            self._h11.receive_data(data)
+        else:
+            self._chunks.feed(data)
+
+    def read(self) -> bytes | Event:
+        """The next bytes, NEED_DATA, or END (again and again).
+
+        Raises:
+            BadChunks, h11.RemoteProtocolError: the framing is broken, or the stream ended before the body did.
+        """
+        if self.ended:
+            return END
+        piece = self._of_h11() if self._chunks is None else self._of_chunks(self._chunks)
+        self.begun = self.begun or isinstance(piece, bytes)
+        self.ended = piece is END
+        return piece
+
+    def _of_h11(self) -> bytes | Event:
+        event = self._h11.next_event()
+        if isinstance(event, h11.Data):
+            return bytes(event.data)
+        return END if isinstance(event, h11.EndOfMessage) else NEED_DATA
+
+    def _of_chunks(self, chunks: Chunked) -> bytes | Event:
+        piece = chunks.read()
+        if piece is not None:
+            return piece
+        if not chunks.ended:
+            if self._closed:
+                raise BadChunks("truncated body")
+            return NEED_DATA
+        self._h11.receive_data(_LAST_CHUNK)
+        if not isinstance(self._h11.next_event(), h11.EndOfMessage) or self._h11.trailing_data[0]:
+            raise BadChunks("framing that h11 reads otherwise")
+        return END
+
+    def rest(self) -> bytes:
+        """What was fed after the end."""
+        return self._h11.trailing_data[0] if self._chunks is None else self._chunks.rest()
+
+    @property
+    def last(self) -> bool:
+        """Whether nothing came after the end, not even the end of the stream."""
+        return self.ended and not self._closed and not self.rest()
+
+
 class Downstream:
     """The client's half: its body comes in, our answer goes out."""
 
     def __init__(self, head: Head) -> None:
-        self._h11 = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_INCOMPLETE)
-        self._method = head.method
-        self._ended = False
+        self._h11 = h11.Connection(h11.SERVER)
+        self._body = _Body(self._h11, chunked=head.chunked)
         self._h11.receive_data(head.raw)
 
     @classmethod
@@ -63,7 +125,7 @@ class Downstream:
 
     def feed(self, data: bytes) -> None:
         """Bytes of the body, and perhaps of what follows it."""
-        self._h11.receive_data(data)
+        self._body.feed(data)
 
     def body(self) -> bytes | Event:
         """The next bytes of the body, NEED_DATA, or END (again and again). Trailers are dropped.
@@ -71,31 +133,25 @@ class Downstream:
         Raises:
             BadBody: the framing is broken.
         """
-        if self._ended:
-            return END
         try:
-            event = self._h11.next_event()
+            return self._body.read()
+        except BadChunks as error:
+            raise BadBody(str(error)) from error
         except h11.RemoteProtocolError as error:
             raise BadBody("malformed body") from error
-        if isinstance(event, h11.Data):
-            return bytes(event.data)
-        if isinstance(event, h11.EndOfMessage):
-            self._ended = True
-            return END
-        return NEED_DATA
 
     @property
     def body_ended(self) -> bool:
         """Whether the client's whole request was read."""
-        return self._ended
+        return self._body.ended
 
     def rest(self) -> bytes:
         """What was fed after the end of the request."""
-        return self._h11.trailing_data[0]
+        return self._body.rest()
 
     def proceed(self) -> bytes:
         """A 100 Continue, if the client still waits for one."""
-        if not self._h11.they_are_waiting_for_100_continue:
+        if self._body.begun or not self._h11.they_are_waiting_for_100_continue:
             return b""
         return self._h11.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
 
@@ -105,6 +161,9 @@ class Downstream:
         Raises:
             ValueError: h11 does not write these headers.
         """
+        if status == 204:  # noqa: PLR2004 - HTTP's own name for it
+            # RFC 9110 8.6, RFC 9112 6.1: it has neither, and a client that believed them would wait for a body.
+            headers = [(name, value) for name, value in headers if name.lower() not in _FRAMING]
         if close:
             headers = [*headers, (b"Connection", b"close")]
         try:
@@ -132,13 +191,15 @@ class Upstream:
     def __init__(
         self, method: bytes, target: bytes, headers: list[tuple[bytes, bytes]], *, upgrade: bool = False
     ) -> None:
-        self._h11 = h11.Connection(h11.CLIENT, max_incomplete_event_size=_MAX_INCOMPLETE)
+        self._h11 = h11.Connection(h11.CLIENT)
+        self._method = method
         self._upgrade = upgrade
         self._buffer = bytearray()
         self._seen = 0
         self._informational = 0
-        self._answered = False
-        self._ended = False
+        self._closed = False  # before the answer was read
+        self._body: _Body | None = None  # the answer's, once its head was read
+        self._announced = False
         self.head: Final = self._h11.send(h11.Request(method=method, target=target, headers=headers))
 
     @classmethod
@@ -159,10 +220,11 @@ class Upstream:
 
     def feed(self, data: bytes) -> None:
         """Bytes from the container; b"" is its end of stream."""
-        if self._answered or not data:
-            self._h11.receive_data(data)
+        if self._body is not None:
+            self._body.feed(data)
         else:
             self._buffer += data
+            self._closed |= not data
 
     def answer(self) -> Answer | Literal[Event.NEED_DATA]:
         """The head of the final answer (1xx are dropped), or of a 101 that was asked for.
@@ -184,14 +246,10 @@ class Upstream:
             if answer.status == 101:  # noqa: PLR2004 - HTTP's own name for it
                 if not self._upgrade:
                     raise BadAnswer("a switch of protocols that was not asked for")
-                self._answered = True
                 return answer
             self._receive(raw)
             if answer.status >= 200:  # noqa: PLR2004
-                self._answered = True
-                if self._buffer:  # h11 takes empty bytes for the end of the stream
-                    self._h11.receive_data(bytes(self._buffer))
-                    self._buffer.clear()
+                self._begin(answer)
                 return answer
             self._informational += 1
             if self._informational > MAX_INFORMATIONAL:
@@ -207,26 +265,32 @@ class Upstream:
         if not isinstance(event, h11.Response | h11.InformationalResponse):
             raise BadAnswer("malformed head")
 
+    def _begin(self, answer: Answer) -> None:
+        """The head of the final answer was read: what comes now is its body."""
+        none = self._method == b"HEAD" or answer.status in _NO_CONTENT
+        # A body that may not be there but is announced may come yet, and would be read as the next answer (F30).
+        self._announced = none and (answer.chunked or bool(answer.content_length))
+        self._body = _Body(self._h11, chunked=answer.chunked and not none)
+        if self._buffer:
+            self._body.feed(bytes(self._buffer))
+            self._buffer.clear()
+        if self._closed:
+            self._body.feed(b"")
+
     def body(self) -> bytes | Event:
         """The next bytes of the answer's body, NEED_DATA, or END (again and again). Trailers are dropped.
 
         Raises:
             BadAnswer: the framing is broken, or the stream ended before the body did.
         """
-        if self._ended:
-            return END
+        if self._body is None:
+            return NEED_DATA
         try:
-            event = self._h11.next_event()
+            return self._body.read()
+        except BadChunks as error:
+            raise BadAnswer(str(error)) from error
         except h11.RemoteProtocolError as error:
             raise BadAnswer("malformed or truncated body") from error
-        if isinstance(event, h11.Data):
-            return bytes(event.data)
-        if isinstance(event, h11.EndOfMessage):
-            self._ended = True
-            return END
-        if isinstance(event, h11.ConnectionClosed):
-            raise BadAnswer("truncated body")
-        return NEED_DATA
 
     def rest(self) -> bytes:
         """What came after a 101: the first bytes of the tunnel."""
@@ -236,8 +300,9 @@ class Upstream:
     def reusable(self) -> bool:
         """Whether another request may be sent on this connection."""
         return (
-            self._ended
+            self._body is not None
+            and self._body.last
+            and not self._announced
             and self._h11.our_state is h11.DONE
             and self._h11.their_state is h11.DONE
-            and self._h11.trailing_data == (b"", False)  # no byte, and no end of stream
         )
