@@ -34,6 +34,9 @@ GOOD: Final[dict[str, tuple[bytes, int, bytes]]] = {
     "a reason of words": (of(first=b"HTTP/1.0 429 Too Many Requests"), 429, b"Too Many Requests"),
     "a status nobody knows": (of(first=b"HTTP/1.1 599 \xe9"), 599, b"\xe9"),
     "informational": (of(first=b"HTTP/1.1 100 Continue"), 100, b"Continue"),
+    "a 101 with an empty body": (of(b"Content-Length: 0", first=b"HTTP/1.1 101 Switch"), 101, b"Switch"),
+    "F30 a 204 with a length": (of(b"Content-Length: 5", first=b"HTTP/1.1 204 X"), 204, b"X"),
+    "H14": (of(b"Connection: X-Secret, close, , Content-Lengths", b"X-Secret: 1"), 200, b"OK"),
     "chunked": (of(b"Transfer-Encoding: Chunked"), 200, b"OK"),
     "until the end": (of(b"Connection: close"), 200, b"OK"),
     "100 headers": (of(*[b"a: b"] * MAX_HEADERS), 200, b"OK"),
@@ -58,6 +61,17 @@ BAD: Final[dict[str, bytes]] = {
     },
     "F27 coding twice": of(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked"),
     "F27 chunked in 1.0": of(b"Transfer-Encoding: chunked", first=b"HTTP/1.0 200 OK"),
+    **{
+        f"F27 Connection: {value!r}": of(b"Connection: " + value, b"Content-Length: 5")
+        for value in (b"Content-Length", b"close,\tcontent-length", b"x, Transfer-Encoding ,y")
+    },
+    "F27 named in the second Connection": of(b"Connection: close", b"Connection: Content-Length"),
+    **{
+        f"F27 {status!r} with {line!r}": of(line, first=b"HTTP/1.1 " + status)
+        for status in (b"100 Continue", b"101 Switch", b"103 Hints")
+        for line in (b"Content-Length: 5", b"Transfer-Encoding: chunked")
+    },
+    "F27 informational in 1.0": of(first=b"HTTP/1.0 101 Switching Protocols"),
     "F27 obs-fold": of(b"A: b", b" c"),
     "F27 bare LF": b"HTTP/1.1 200 OK\nContent-Length: 0\r\n\r\n",
     "F27 two status lines": of(b"HTTP/1.1 200 OK"),
