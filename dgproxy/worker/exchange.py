@@ -234,6 +234,7 @@ class Exchange:
         except ValueError as error:
             return self._failed(refusals.UPSTREAM_BROKE, End.UPSTREAM_FAULT, str(error))
         pieces = 0
+        begun = False  # the client has something of the answer, or may have
         try:
             while True:
                 pieces += 1
@@ -247,12 +248,15 @@ class Exchange:
                     await client.write(out + downstream.end(), patience)
                     return Served(End.COMPLETE, keep=not close and downstream.reusable)
                 elif out:
+                    begun = True
                     await client.write(out, patience)
                     out = b""
                 else:
                     conversation.feed(await self._more())
         except (BadAnswer, _UpstreamLost) as error:
             gone = client.gone
+            if not (begun or gone):
+                return self._failed(refusals.UPSTREAM_BROKE, End.UPSTREAM_FAULT, str(error))
             client.abort()  # the client must see that this is not the whole
             if gone:
                 return GONE

@@ -252,6 +252,23 @@ def test_an_answer_that_breaks_its_framing_is_visibly_cut_and_its_connection_ser
             assert what == "closed"
 
 
+FAULTY: Final = {name: bad for name, bad in BROKEN.items() if name.startswith("F27")}
+
+
+@pytest.mark.parametrize("bad", FAULTY.values(), ids=FAULTY)
+def test_an_answer_of_which_the_client_has_nothing_yet_is_a_502_instead(new_proxy: NewProxy, bad: bytes) -> None:
+    def serve(sock: socket.socket) -> None:
+        broken = b"?broken" in head_of(scripted.read_head(sock))
+        sock.sendall(CHUNKED + bad if broken else HONEST)
+        with contextlib.suppress(ConnectionError):
+            assert not sock.recv(1), "used again"
+
+    with scripted.upstream(serve) as url, before(new_proxy, url) as proxy:
+        first, second = exchange(proxy, post(first=b"GET /v1/models?broken HTTP/1.1") + SECOND)
+    assert_refusal(first, 502, "BAD_GATEWAY")
+    assert (second.status, second.body) == (200, b"ok")  # the client's connection is none the worse
+
+
 @pytest.mark.parametrize("announced", [b"Content-Length: 38", b"Transfer-Encoding: chunked"])
 @pytest.mark.parametrize("first", [b"HEAD", b"GET"])
 def test_f30_a_body_that_comes_late_where_none_may_be_is_not_the_next_answer(
