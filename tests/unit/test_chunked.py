@@ -224,7 +224,8 @@ REFUSED: Final[dict[str, bytes]] = {
             b"GET / HTTP/1.1",
         )
     },
-    "F19 one over 8 KiB": b"0\r\nA:" + b"x" * MAX_TRAILERS,
+    "F19 one of a byte over 8 KiB": b"0\r\nA: " + b"x" * (MAX_TRAILERS - 4) + b"\r\n",
+    "F19 one without end": b"0\r\nA:" + b"x" * MAX_TRAILERS,
     "F19 a name over 8 KiB": b"0\r\n" + b"x" * (MAX_TRAILERS + 1),
     "F19 many over 8 KiB": b"0\r\n" + b"A: b\r\n" * (MAX_TRAILERS // 6) + b"A:x\r\n",
 }
