@@ -3,150 +3,17 @@
 import asyncio
 import random
 import ssl
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from dataclasses import dataclass
+from typing import cast
 
 import pytest
 import uvloop
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
-from dgproxy.net.budget import Budget, unbounded
-from dgproxy.net.endpoint import CHUNK, Endpoint
-from dgproxy.net.relay import Direction, Relay, Side, make_buffer
-from dgproxy.wire import frames
-from tests.support.peers import Peer, Watched, certificates, tcp_pair
-
-PATIENCE: Final = 3.0
-VIOLATION: Final = frames.close(1002, "no")
-VIOLATION_MASKED: Final = frames.close(1001, "no", b"mask")
-ENDLESS: Final = 1 << 62
-SMALL: Final = 8 * 1024  # asked of the kernel, which doubles it
-
-KINDS: Final = {
-    "plain to plain": (False, False),
-    "TLS to plain": (True, False),
-    "plain to TLS": (False, True),
-    "TLS to TLS": (True, True),
-}
-kinds = pytest.mark.parametrize(("secure_client", "secure_server"), KINDS.values(), ids=KINDS)
-
-
-@dataclass
-class Rig:
-    """client <-> downstream = relay = upstream <-> server"""
-
-    loop: Watched
-    client: Peer
-    server: Peer
-    downstream: Endpoint
-    upstream: Endpoint
-    relay: Relay
-    budget: Budget
-    ends: list[Side | None] = field(default_factory=list)
-    faults: list[Side] = field(default_factory=list)
-    over: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def peer(self, side: Side) -> tuple[Peer, Peer]:
-        """The peer on a side, and the other one."""
-        return (self.client, self.server) if side is Side.DOWNSTREAM else (self.server, self.client)
-
-    def start(self, *, frames: bool = False) -> None:
-        if not frames:  # then all that is sent belongs to one endless frame
-            self.relay.up.tracker.left = self.relay.down.tracker.left = ENDLESS
-        self.relay.start(self.downstream.release(), self.upstream.release())
-
-    async def end(self) -> Side | None:
-        """How it ended: once, and nothing of it is left in the loop."""
-        await self.over.wait()
-        await ticks(3)
-        (end,) = self.ends
-        ours = {self.downstream.fd, self.upstream.fd}
-        assert not (self.loop.readers | self.loop.writers) & ours
-        return end
-
-
-async def ticks(count: int) -> None:
-    """Turns of the loop."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
-async def build(*, secure_client: bool, secure_server: bool, buffer: int | None) -> Rig:
-    loop = Watched(asyncio.get_running_loop())
-    typed = cast("asyncio.AbstractEventLoop", loop)
-    far, near = tcp_pair(buffer)
-    client = Peer(far, certificates().client() if secure_client else None)
-    downstream = Endpoint(typed, near, "client")
-    near, far = tcp_pair(buffer)
-    server = Peer(far, certificates().server() if secure_server else None, server_side=True)
-    upstream = Endpoint(typed, near, "server")
-    if secure_client:
-        await asyncio.gather(
-            downstream.handshake(certificates().server(), PATIENCE, server_side=True), client.handshake()
-        )
-    if secure_server:
-        await asyncio.gather(
-            upstream.handshake(certificates().client(), PATIENCE, server_side=False, name="127.0.0.1"),
-            server.handshake(),
-        )
-
-    def on_end(side: Side | None) -> None:
-        rig.ends.append(side)
-        rig.over.set()
-        rig.relay.stop()
-        for endpoint in (downstream, upstream):  # as their owner does, a Stream
-            if side is None:
-                endpoint.close()
-            else:
-                endpoint.abort()
-
-    def on_fault(side: Side) -> None:
-        rig.faults.append(side)
-        rig.relay.finish(VIOLATION, VIOLATION_MASKED)
-
-    budget = unbounded()
-    relay = Relay(typed, downstream, upstream, make_buffer(), budget, on_end, on_fault)
-    rig = Rig(loop, client, server, downstream, upstream, relay, budget)
-    return rig
-
-
-def run(
-    work: Callable[[Rig], Coroutine[Any, Any, None]],
-    *,
-    secure_client: bool,
-    secure_server: bool,
-    buffer: int | None = None,
-) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(PATIENCE):
-            rig = await build(secure_client=secure_client, secure_server=secure_server, buffer=buffer)
-            try:
-                await work(rig)
-            finally:
-                rig.relay.stop()
-                rig.downstream.abort()
-                rig.upstream.abort()
-                rig.client.close()
-                rig.server.close()
-
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(bounded())
-
-
-def blocked(direction: Direction) -> bool:
-    """Whether bytes wait that the sink does not take."""
-    return direction._pending is not None
-
-
-async def settled(rig: Rig) -> int:
-    """Bytes taken so far, once a hundred turns of the loop take no more."""
-    seen = -1
-    while seen != rig.relay.progress:
-        seen = rig.relay.progress
-        await ticks(100)
-    return seen
-
+from dgproxy.net.endpoint import CHUNK
+from dgproxy.net.relay import Relay, Side, make_buffer
+from tests.support.peers import Peer
+from tests.support.rig import PATIENCE, SMALL, Rig, blocked, build, kinds, run, settled, ticks
 
 # --- any conversation ------------------------------------------------------------------------------------------------
 
