@@ -114,7 +114,7 @@ class Direction:
 
     def start(self, early: bytes) -> None:
         """Begins with bytes that were read before the relay took over."""
-        if early:
+        if early and not self.done:
             self._arrived(early)
         if self.done:
             return
@@ -405,7 +405,7 @@ class Relay:
     the rules; the owner must call `finish` or `stop` before it returns from either with a side.
     """
 
-    __slots__ = ("_broken", "_finishing", "_on_end", "_on_fault", "_over", "down", "up")
+    __slots__ = ("_asked", "_broken", "_finishing", "_on_end", "_on_fault", "_over", "down", "up")
 
     def __init__(
         self,
@@ -422,6 +422,7 @@ class Relay:
         self._on_fault = on_fault
         self._over = False
         self._finishing = False
+        self._asked = False  # both directions to finish: only then is neither to be waited for
         self._broken: Side | None = None  # who refused bytes while its own were still awaited
         self.up: Final = Direction(
             loop, downstream, upstream, Side.DOWNSTREAM, buffer, budget, self._ended, self._broke_rules
@@ -447,6 +448,7 @@ class Relay:
         self._finishing = True
         self.down.finish(downstream, between_messages=between_messages)
         self.up.finish(upstream, between_messages=between_messages)
+        self._asked = True
         self._end_if_finished()
 
     def check(self) -> None:
@@ -482,7 +484,7 @@ class Relay:
             self._on_end(direction.side)
 
     def _end_if_finished(self) -> None:
-        if not self._over and self.up.over and self.down.over:
+        if self._asked and not self._over and self.up.over and self.down.over:
             self.stop()
             self._on_end(None)
 
