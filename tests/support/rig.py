@@ -1,7 +1,6 @@
 """A relay between two real sockets, each with a peer that a test drives."""
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
@@ -110,10 +109,15 @@ async def build(*, secure_client: bool, secure_server: bool, buffer: int | None)
             if side is not None:
                 endpoint.abort()
             elif direction.finished:  # what the peer still sends must not reset our last words
-                with contextlib.suppress(*WOULD_BLOCK):
-                    endpoint.half_close()
+                see_off(endpoint)
             else:
                 endpoint.close()
+
+    def see_off(endpoint: Endpoint) -> None:
+        try:
+            endpoint.half_close()
+        except WOULD_BLOCK:  # close_notify needs room in the kernel too
+            typed.call_later(0.001, see_off, endpoint)
 
     def on_fault(side: Side) -> None:
         rig.faults.append(side)
