@@ -627,9 +627,9 @@ class Limits(msgspec.Struct, frozen=True):
     """Bounds of the whole process group."""
 
     connections: Annotated[int, _now(_integer(1, 10_000_000), "open client connections, over all workers")] = 20_000
-    connections_per_address: Annotated[int, _later(_integer(0, 10_000_000), "of them for one address; 0: no limit")] = 0
+    connections_per_address: Annotated[int, _now(_integer(0, 10_000_000), "of them for one address; 0: no limit")] = 0
     buffered: Annotated[
-        int, _later(_at_least(_SIZE, 1 << 20, '"1MiB"'), "bytes on their way through dgproxy, over all workers")
+        int, _now(_at_least(_SIZE, 1 << 20, '"1MiB"'), "bytes on their way through dgproxy, over all workers")
     ] = 256 << 20
 
 
@@ -657,7 +657,7 @@ class Timeouts(msgspec.Struct, frozen=True):
     idle_keepalive: Annotated[float, _now(_TIMEOUT, "between two requests of a connection")] = 75.0
     stream_idle: Annotated[float, _now(_TIMEOUT, "without a byte either way on a WebSocket")] = 60.0
     minimum_upload_rate: Annotated[
-        MinimumRate, _later(_MINIMUM_RATE, 'a body that comes slower is given up; "0/s over 30s": no minimum')
+        MinimumRate, _now(_MINIMUM_RATE, 'a body that comes slower is given up; "0/s over 30s": no minimum')
     ] = MinimumRate(4096, 30.0)
 
 
