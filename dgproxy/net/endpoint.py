@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import enum
 import fcntl
+import math
 import socket
 import struct
 import sys
@@ -58,6 +59,7 @@ class Endpoint:
         "_lost",
         "_on_gone",
         "_pending",
+        "_read_since",
         "_reading",
         "_ready",
         "_recv",
@@ -65,6 +67,7 @@ class Endpoint:
         "_size",
         "_tls",
         "_waiter",
+        "_write_since",
         "_writing",
         "fd",
         "peer",
@@ -78,6 +81,7 @@ class Endpoint:
         sock.setblocking(False)  # noqa: FBT003
         self._budget = budget or unbounded()
         self._writing = 0
+        self._read_since = self._write_since = 0.0  # when what is held came, or last shrank
         self._loop = loop
         self.sock = sock
         self.fd: Final = sock.fileno()
@@ -198,7 +202,17 @@ class Endpoint:
 
     def _hold(self, size: int) -> None:
         """So many bytes more are read ahead, or less."""
+        if not self._size:
+            self._read_since = self._loop.time()
         self._size += size
+        if size > 0:
+            self._budget.take(size)
+        else:
+            self._budget.give_back(-size)
+
+    def _wait_with(self, size: int) -> None:
+        """So many bytes more wait to be taken by the peer, or less."""
+        self._writing += size
         if size > 0:
             self._budget.take(size)
         else:
@@ -208,6 +222,12 @@ class Endpoint:
     def held(self) -> int:
         """Bytes read ahead, or waiting to be taken by the peer."""
         return self._size + self._writing
+
+    @property
+    def held_since(self) -> float:
+        """Since when (the loop's time) no byte of what it holds has moved; infinity if it holds none."""
+        reading = self._read_since if self._size else math.inf
+        return min(reading, self._write_since) if self._writing else reading
 
     def _on_readable(self) -> None:
         try:
@@ -261,13 +281,14 @@ class Endpoint:
             try:
                 view = view[self._send(view) :]
             except tls.WOULD_BLOCK:
-                self._writing = len(view)
-                self._budget.take(self._writing)
+                size = len(view)
+                self._write_since = self._loop.time()
+                self._wait_with(size)
                 try:
                     await self._once(self._loop.add_writer, self._loop.remove_writer, timeout)
                 finally:
-                    self._budget.give_back(self._writing)
-                    self._writing = 0
+                    if not self._closed:  # else it was given back then
+                        self._wait_with(-size)
             except tls.TlsError as error:
                 raise Lost(Cause.TLS) from error
             except OSError as error:
@@ -423,6 +444,7 @@ class Endpoint:
         self._closed = True
         self._chunks.clear()
         self._hold(-self._size)
+        self._wait_with(-self._writing)
         self._stop_reading()
         self._on_gone = None
         self._loop.remove_reader(self.fd)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import math
 import os
 import random
 import socket
@@ -13,6 +14,7 @@ from typing import Any, Final
 import pytest
 
 from dgproxy.net import closing, tls
+from dgproxy.net.budget import Budget
 from dgproxy.net.endpoint import CHUNK, EARLY, Cause, Endpoint, Lost
 from tests.support.peers import Peer, Watched, certificates, tcp_pair
 
@@ -54,11 +56,13 @@ async def until(wanted: Callable[[], bool]) -> None:
         await ticks(1)
 
 
-async def pair(*, secure: bool, buffer: int | None = None, server_side: bool = True) -> tuple[Endpoint, Peer, Watched]:
+async def pair(
+    *, secure: bool, buffer: int | None = None, server_side: bool = True, budget: Budget | None = None
+) -> tuple[Endpoint, Peer, Watched]:
     """An endpoint, as the proxy has it towards a client (or an upstream), and its peer."""
     near, far = tcp_pair(buffer)
     loop = Watched(clock())
-    endpoint = Endpoint(loop, near, "peer")  # type: ignore[arg-type]
+    endpoint = Endpoint(loop, near, "peer", budget)  # type: ignore[arg-type]
     contexts = (certificates().server(), certificates().client())
     if not server_side:
         contexts = contexts[::-1]
@@ -515,6 +519,113 @@ def test_released_it_is_out_of_the_loop_with_what_was_read_ahead(*, secure: bool
         await peer.half_close()
         await ticks(10)
         assert told == []
+        endpoint.close()
+        peer.close()
+
+    run(work)
+
+
+# --- what is held counts ---------------------------------------------------------------------------------------------
+
+
+@secured
+@pytest.mark.parametrize("how", ["close", "abort"])
+def test_what_an_end_leaves_unsent_and_unread_is_given_back_at_once(*, secure: bool, how: str) -> None:
+    async def work() -> None:
+        budget = Budget(1 << 20, lambda: None)
+        endpoint, peer, loop = await pair(secure=secure, buffer=SMALL, budget=budget)
+        endpoint.watch()
+        await peer.send(b"not asked for")
+        await until(lambda: budget.used > 0)
+        writing = asyncio.ensure_future(endpoint.write(bytes(4_000_000), LONG))
+        await until(lambda: endpoint.fd in loop.writers)
+        await ticks(20)
+        assert budget.used == endpoint.held > len(b"not asked for")
+        getattr(endpoint, how)()
+        assert (budget.used, endpoint.held) == (0, 0)  # before the writer wakes: whoever sheds counts on it
+        with pytest.raises(Lost):
+            await writing
+        assert (budget.used, endpoint.held) == (0, 0)
+        peer.close()
+
+    run(work)
+
+
+@secured
+@pytest.mark.parametrize("how", ["times out", "is cancelled", "ends", "finds the peer gone"])
+def test_whatever_ends_a_write_gives_back_what_it_took(*, secure: bool, how: str) -> None:
+    async def work() -> None:
+        budget = Budget(1 << 20, lambda: None)
+        endpoint, peer, loop = await pair(secure=secure, buffer=SMALL, budget=budget)
+        writing = asyncio.ensure_future(endpoint.write(bytes(400_000), 10.0))
+        await until(lambda: endpoint.fd in loop.writers)
+        await ticks(20)
+        assert budget.used == endpoint.held > 0
+        match how:
+            case "times out":
+                await passes(10.1)
+            case "is cancelled":
+                writing.cancel()
+            case "finds the peer gone":
+                peer.reset()
+            case _:
+                got = 0
+                while got < 400_000:
+                    got += len(await peer.read())
+        await asyncio.wait((writing,))
+        assert (budget.used, endpoint.held) == (0, 0)
+        assert (how == "ends") is (not writing.cancelled() and writing.exception() is None)
+        endpoint.close()
+        peer.close()
+
+    run(work)
+
+
+def test_what_is_read_ahead_counts_until_it_is_taken() -> None:
+    async def work() -> None:
+        budget = Budget(1 << 20, lambda: None)
+        endpoint, peer, _ = await pair(secure=False, budget=budget)
+        endpoint.watch()
+        await peer.send(b"hello")
+        await until(lambda: budget.used == 5)
+        assert await endpoint.read(LONG) == b"hello"
+        assert budget.used == 0
+        endpoint.unread(b"llo")
+        assert budget.used == 3
+        assert endpoint.release() == b"llo"
+        assert budget.used == 0
+        endpoint.close()
+        assert budget.used == 0
+        peer.close()
+
+    run(work)
+
+
+@secured
+def test_what_is_held_is_known_to_stand_still_since_its_peer_last_took_some(*, secure: bool) -> None:
+    async def work() -> None:
+        endpoint, peer, loop = await pair(secure=secure, buffer=SMALL)
+        assert endpoint.held_since == math.inf
+        writing = asyncio.ensure_future(endpoint.write(bytes(400_000), LONG))
+        await until(lambda: endpoint.fd in loop.writers)
+        await ticks(20)
+        await passes(5.0)
+        stalled = endpoint.held_since
+        assert clock().time() - stalled >= 5.0
+        while endpoint.held_since == stalled:
+            await peer.read()
+        assert clock().time() - endpoint.held_since < 5.0
+        writing.cancel()
+        await asyncio.wait((writing,))
+        assert endpoint.held_since == math.inf
+        endpoint.watch()
+        await peer.send(b"read ahead")
+        await until(lambda: endpoint._size > 0)
+        ahead = endpoint.held_since
+        await passes(5.0)
+        assert endpoint.held_since == ahead
+        assert await endpoint.read(LONG) == b"read ahead"
+        assert endpoint.held_since == math.inf
         endpoint.close()
         peer.close()
 
