@@ -71,14 +71,12 @@ class Live:
             if party is not None:
                 party.key = record
                 self._judge(party)
-                self._watch_expiry(party)
 
     def tick(self) -> None:
         """Called each second or so: a clock that was set must not let a key live on."""
         for party in list(self._parties.values()):
             if party.key.expires is not None:
                 self._judge(party)
-                self._watch_expiry(party)
 
     def kill(self, request_id: str) -> int:
         """Ends the requests of this id, at an operator's wish; how many that were."""
@@ -100,17 +98,15 @@ class Live:
             party.timer.cancel()
             party.timer = None
         if party.key.expires is not None and (left := party.key.expires - self._clock()) <= AHEAD:
-            party.timer = self._loop.call_later(max(left, 0.001), self._on_expiry, party)
-
-    def _on_expiry(self, party: _Party) -> None:
-        self._judge(party)
-        if party.key.id in self._parties:  # a timer may be a little early
-            self._watch_expiry(party)
+            party.timer = self._loop.call_later(max(left, 0.001), self._judge, party)
 
     def _judge(self, party: _Party) -> None:
+        """Cuts what may not go on, or says when to look again: a timer may be early, and an expiry moves."""
         refusal = standing(party.key, self._clock())
         if refusal is not None:
             self._cut(party.key.id, refusal)
+        else:
+            self._watch_expiry(party)
 
     def _cut(self, key_id: KeyId, refusal: Refusal) -> None:
         party = self._parties.get(key_id)
