@@ -399,6 +399,8 @@ class Endpoint:
         Until the peer's end of stream, `seconds` in all, `idle` seconds of nothing, or `most` bytes.
         """
         self._stop_reading()
+        if self._chunks:
+            self._take()  # it would count until the end, and nobody asks for it any more
         buffer = bytearray(CHUNK)
         deadline = self._loop.time() + seconds
         while most > 0 and not self._closed:

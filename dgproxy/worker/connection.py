@@ -60,6 +60,7 @@ class Connection:
         self._lease: Lease | None = None
         self._task: asyncio.Task[object] | None = None
         self._cut: Refusal | None = None
+        self._cut_end = End.CUT
         self._first = True
         self.idle = False  # between two requests: may be closed at any time
 
@@ -104,17 +105,38 @@ class Connection:
         """Ends it now, whatever it does."""
         if not self._handed_over:
             self._endpoint.abort()
+            if self._lease is not None:  # whoever waits for the upstream, for what it says or what it takes, wakes
+                self._lease.endpoint.abort()
 
-    def cut(self, refusal: Refusal) -> None:
+    def cut(self, refusal: Refusal, end: End = End.CUT) -> None:
         """Ends an admitted request: with this refusal if no answer has begun, else with a reset."""
         if self._cut is None and self._task is not None:
             self._cut = refusal
+            self._cut_end = end
             self._task.cancel()
+
+    def shed(self) -> None:
+        """Ends it for the bytes that it holds, all of which are free when this returns."""
+        if self._slot is None or self._cut is not None:
+            self.abort()
+            return
+        self._endpoint.release()
+        if self._lease is not None:
+            self._lease.endpoint.abort()
+        if self.meter.status:
+            self._endpoint.abort()
+        self.cut(refusals.OVERLOADED, End.SHED)
 
     @property
     def held(self) -> int:
         """Bytes that wait here for one of the two sides."""
         return self._endpoint.held + (0 if self._lease is None else self._lease.endpoint.held)
+
+    @property
+    def held_since(self) -> float:
+        """Since when (the loop's time) no byte of them has moved; infinity if there is none."""
+        ours = self._endpoint.held_since
+        return ours if self._lease is None else min(ours, self._lease.endpoint.held_since)
 
     # --- phases ---------------------------------------------------------------------------------------------------
 
@@ -222,7 +244,7 @@ class Connection:
             self._endpoint.abort()  # the client must see that this is not the whole
         else:
             meter.status = refusal.status
-        self._finish(meter, End.CUT)
+        self._finish(meter, self._cut_end)
         if begun:
             return False
         return await self._refuse(msgspec.structs.replace(refusal, close=True), meter.request_id, "live", meter)
@@ -426,7 +448,7 @@ class Connection:
         lease: Lease | None = None
         try:
             async with asyncio.timeout(patience):
-                lease = await worker.pool.lease(fresh=True)
+                self._lease = lease = await worker.pool.lease(fresh=True)
                 meter.upstream = lease.target.name
                 self._endpoint.watch(on_gone=lease.endpoint.abort)
                 ours = UpstreamHandshake(meter.head.target, self._upstream_headers(meter, lease))
@@ -446,6 +468,7 @@ class Connection:
         except (Unreachable, TimeoutError, BadAnswer, Lost) as error:
             outcome = GONE if self._endpoint.gone or meter.status else _upgrade_failed(error)
         finally:
+            self._lease = None
             if lease is not None and not self._handed_over:
                 lease.endpoint.abort()
                 worker.pool.give_back(lease, reusable=False)

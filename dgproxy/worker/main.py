@@ -39,6 +39,7 @@ from dgproxy.worker.stream import CUT_WITHIN, Stream
 ORPHAN_DRAIN: Final = 3.0  # seconds; spec: no process and no bound port left 5 s after the supervisor's death
 _SEEN_OFF_WITHIN: Final = 0.5  # seconds for clients to take their last bytes when the worker ends
 _TICK: Final = 1.0  # seconds: idle streams, usage reports
+_STALLED: Final = 1.0  # seconds in which no byte moved: longer than a round trip to anywhere
 _IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE)
 
 
@@ -238,21 +239,32 @@ class Worker:
         self._on_one_less()
 
     def _on_over_budget(self) -> None:
-        """Too many bytes wait for peers that do not take them: whoever holds most is let go, until it is bearable."""
+        """Too many bytes wait for peers that do not take them."""
         self.loop.call_soon(self._shed)
 
     def _shed(self) -> None:
-        holders: list[Stream | Connection] = [*self.streams, *self._connections.values()]
+        """Ends whoever holds most until it is bearable, those first whose bytes do not move."""
         excess = self.budget.excess
+        if not excess:  # the peers took it meanwhile
+            return
+        moves = self.loop.time() - _STALLED
+
+        def rank(holder: Stream | Connection) -> tuple[bool, int]:
+            busy = isinstance(holder, Connection) and holder.held_since > moves  # streams hold next to nothing if well
+            return busy, -holder.held
+
+        holders: list[Stream | Connection] = [*self.streams, *self._connections.values()]
         shed = 0
-        for holder in sorted(holders, key=lambda holder: holder.held, reverse=True):
-            if self.budget.used <= self.budget.bearable or not holder.held:
+        for holder in sorted(holders, key=rank):
+            if self.budget.used <= self.budget.bearable:
                 break
+            if not holder.held:
+                continue
             shed += 1
             if isinstance(holder, Stream):
                 holder.end(End.SHED)
             else:
-                holder.abort()
+                holder.shed()
         self.log(events.WORKER_SHED, excess=excess, ended=shed)
 
     def finished(self, meter: Meter, end: End) -> None:
@@ -298,6 +310,7 @@ class Worker:
         for stream in list(self.streams):
             stream.tick(now, idle)
         self.live.tick()
+        self._shed()
         self.pool.tick()
         self._report()
 
