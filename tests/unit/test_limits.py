@@ -1,10 +1,11 @@
-"""The ledger: a slot is held from its admission to its end, and no limit is ever passed."""
+"""The ledger: a slot is held from its admission to its end, and no limit is ever passed; and the pace of a body."""
 
+import math
 from collections import Counter
 from typing import Final
 
 import pytest
-from hypothesis import settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from hypothesis.stateful import (
     Bundle,
     MultipleResults,
@@ -17,10 +18,11 @@ from hypothesis.stateful import (
 )
 
 from dgproxy.access.keys import KeyId
-from dgproxy.access.limits import Ledger, Owner, Slot
+from dgproxy.access.limits import Ledger, Owner, Pace, Slot, source
 from dgproxy.config import Plan
+from dgproxy.units import MinimumRate
 from dgproxy.wire.deepgram import Class
-from dgproxy.wire.refusals import Refusal
+from dgproxy.wire.refusals import TOO_MANY_CONNECTIONS, Refusal
 
 KEYS: Final = [KeyId("aaaaaaaaaa"), KeyId("bbbbbbbbbb")]
 ONE, TWO = KEYS
@@ -159,3 +161,206 @@ def test_a_late_word_of_a_dead_worker_frees_nothing_of_its_successor() -> None:
     assert taken(ledger.admit(Owner(2), Slot(7), ONE, Class.BATCH, PLAN))
     assert ledger.give_back(Owner(1), Slot(7)) is False
     assert ledger.in_use(ONE) == 1
+
+
+# --- connections of an address ----------------------------------------------------------------------------------------
+
+
+class Arrivals(RuleBasedStateMachine):
+    """Any order of what workers say of connections and of requests, against the plain list of what is held."""
+
+    owners: Bundle[Owner] = Bundle("owners")
+    seats: Bundle[tuple[Owner, Slot]] = Bundle("seats")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ledger = Ledger()
+        self.seated: dict[tuple[Owner, Slot], str] = {}
+        self.requests: set[tuple[Owner, Slot]] = set()
+        self.last = 0
+
+    def _number(self) -> int:
+        self.last += 1
+        return self.last
+
+    @initialize(target=owners)
+    def two_workers(self) -> MultipleResults[Owner]:
+        return multiple(Owner(self._number()), Owner(self._number()))
+
+    @rule(target=owners)
+    def another_worker(self) -> Owner:
+        return Owner(self._number())
+
+    @rule(target=seats, owner=owners, address=st.sampled_from(["192.0.2.1", "2001:db8::/64"]))
+    def arrive(self, owner: Owner, address: str) -> tuple[Owner, Slot]:
+        slot = Slot(self._number())
+        room = list(self.seated.values()).count(address) < 3
+        assert self.ledger.admit_connection(owner, slot, address, 3) is (None if room else TOO_MANY_CONNECTIONS)
+        if room:
+            self.seated[owner, slot] = address
+        return owner, slot
+
+    @rule(target=seats, owner=owners)
+    def request(self, owner: Owner) -> tuple[Owner, Slot]:
+        slot = Slot(self._number())
+        if taken(self.ledger.admit(owner, slot, ONE, Class.BATCH, Plan(streams=2))):
+            self.requests.add((owner, slot))
+        return owner, slot
+
+    @rule(seat=seats)
+    def take_one_that_is_held(self, seat: tuple[Owner, Slot]) -> None:
+        if seat in self.seated or seat in self.requests:
+            with pytest.raises(ValueError, match="held"):
+                self.ledger.admit_connection(*seat, "198.51.100.1", 3)
+
+    @rule(seat=seats)
+    def leave_once_or_again(self, seat: tuple[Owner, Slot]) -> None:
+        held = self.seated.pop(seat, None) is not None or seat in self.requests
+        self.requests.discard(seat)
+        assert self.ledger.give_back(*seat) is held
+
+    @rule(owner=consumes(owners))
+    def a_worker_dies(self, owner: Owner) -> None:
+        own = [seat for seat in (*self.seated, *self.requests) if seat[0] == owner]
+        assert self.ledger.forget(owner) == len(own)
+        for seat in own:
+            self.seated.pop(seat, None)
+            self.requests.discard(seat)
+
+    @invariant()
+    def what_is_counted_is_what_is_held_and_no_more_than_the_limit(self) -> None:
+        held = Counter(self.seated.values())
+        assert self.ledger._by_source == held  # who holds nothing costs nothing, too
+        assert all(count <= 3 for count in held.values())
+        assert self.ledger.in_use(ONE) == len(self.requests)
+
+
+TestAnyArrivals = Arrivals.TestCase
+TestAnyArrivals.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_an_address_has_so_many_connections_over_all_workers_and_another_address_its_own() -> None:
+    ledger = Ledger()
+    for worker in (1, 2):
+        assert ledger.admit_connection(Owner(worker), Slot(1), "192.0.2.1", 2) is None
+    for worker in (1, 2, 3):
+        assert ledger.admit_connection(Owner(worker), Slot(2), "192.0.2.1", 2) is TOO_MANY_CONNECTIONS
+    assert ledger.admit_connection(Owner(1), Slot(2), "192.0.2.2", 2) is None
+    assert ledger.give_back(Owner(2), Slot(1))
+    assert ledger.admit_connection(Owner(3), Slot(2), "192.0.2.1", 2) is None
+    assert ledger.forget(Owner(1)) == 2
+    assert ledger.admit_connection(Owner(3), Slot(3), "192.0.2.1", 2) is None
+
+
+SOURCES: Final = [
+    ("192.0.2.1", "192.0.2.1"),
+    ("::ffff:192.0.2.1", "192.0.2.1"),
+    ("::ffff:c000:201", "192.0.2.1"),
+    ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+    ("2001:db8:1:2::", "2001:db8:1:2::/64"),
+    ("2001:db8:1:3::", "2001:db8:1:3::/64"),
+    ("2001:DB8:1:2:0:0:0:1", "2001:db8:1:2::/64"),
+    ("::1", "::/64"),
+    ("fe80::1%eth0", "fe80::/64"),
+    ("fe80::2%3", "fe80::/64"),
+    ("::ffff:192.0.2.1%eth0", "192.0.2.1"),
+]
+
+
+@pytest.mark.parametrize(("address", "counted"), SOURCES)
+def test_a_source_is_an_ipv4_address_or_an_ipv6_network_of_64_bits(address: str, counted: str) -> None:
+    assert source(address) == counted
+
+
+@given(st.ip_addresses(v=6), st.integers(0, (1 << 64) - 1))
+def test_all_of_a_64_bit_network_is_one_source(address: object, host: int) -> None:
+    network = int(address) >> 64 << 64  # type: ignore[call-overload]
+    other = str(type(address)(network | host))  # type: ignore[call-arg]
+    if network:  # in ::/64 the mapped IPv4 addresses are apart
+        assert source(str(address)) == source(other)
+
+
+@given(st.ip_addresses(v=4), st.ip_addresses(v=4))
+def test_ipv4_addresses_are_one_source_each_mapped_or_not(one: object, other: object) -> None:
+    assert (source(str(one)) == source(f"::ffff:{other}")) is (one == other)
+
+
+# --- pace -------------------------------------------------------------------------------------------------------------
+
+RATES: Final = st.builds(MinimumRate, st.integers(1, 1 << 20), st.integers(1, 240).map(lambda quarters: quarters / 4))
+# Waits in 64ths of a second: their sums are exact, so that the test's arithmetic is not what is tested.
+WAITS: Final = st.lists(st.tuples(st.integers(0, 640), st.integers(0, 1 << 16)), max_size=60)
+
+
+def noted(pace: Pace, waited: float, size: int) -> bool:
+    """What comes after a wait, as an exchange notes it: no wait is longer than to the next judgement."""
+    while waited > pace.left:
+        left = pace.left
+        waited -= left
+        if not pace.note(left, 0):
+            return False
+    return pace.note(waited, size)
+
+
+@given(RATES, st.lists(st.integers(1, 640), max_size=60))
+def test_a_body_that_comes_at_the_minimum_is_never_refused(rate: MinimumRate, waits: list[int]) -> None:
+    pace = Pace(rate)
+    for wait in waits:  # just enough bytes, as they trickle in: never less than the minimum over any time
+        for _ in range(wait):
+            assert pace.note(1 / 64, -(-rate.bytes // 64))
+
+
+@given(RATES, st.data())
+def test_a_body_that_has_the_minimum_in_every_window_is_never_refused_however_it_is_spread(
+    rate: MinimumRate, data: st.DataObject
+) -> None:
+    pace = Pace(rate)
+    for _ in range(4):
+        steps = int(rate.over * 64)
+        burst = data.draw(st.integers(1, steps))  # all of a window's bytes at once, anywhere in it
+        for step in range(1, steps + 1):
+            assert pace.note(1 / 64, math.ceil(rate.bytes * rate.over) if step == burst else 0)
+
+
+@given(RATES, WAITS)
+def test_a_body_below_the_minimum_is_refused_by_the_end_of_a_window(
+    rate: MinimumRate, waits: list[tuple[int, int]]
+) -> None:
+    pace = Pace(rate)
+    short = math.ceil(rate.bytes * rate.over) - 1  # a byte too few, spread as it may be
+    waited = 0.0
+    for sixty_fourths, size in waits:
+        wait = min(sixty_fourths / 64, rate.over - waited)
+        waited += wait
+        now = min(size, short)
+        short -= now
+        if waited >= rate.over:
+            assert not pace.note(wait, now)
+            return
+        assert pace.note(wait, now)
+    assert not noted(pace, rate.over - waited, short)
+
+
+@given(RATES, st.lists(st.integers(0, 1 << 16), max_size=100))
+@example(MinimumRate(1 << 20, 1.0), [0] * 100)
+def test_time_in_which_nobody_waited_for_the_sender_does_not_count(rate: MinimumRate, sizes: list[int]) -> None:
+    pace = Pace(rate)
+    for size in sizes:  # the upstream took an hour for each of these: it is not told
+        assert pace.note(0.0, size)
+    assert pace.left == rate.over
+
+
+def test_each_window_stands_for_itself() -> None:
+    pace = Pace(MinimumRate(10, 2.0))
+    assert pace.note(1.0, 1_000_000)
+    assert pace.left == 1.0
+    assert pace.note(1.0, 0)
+    assert pace.left == 2.0
+    assert pace.note(2.0, 20)
+    assert not pace.note(2.0, 19)
+
+
+def test_without_a_minimum_nothing_is_judged() -> None:
+    pace = Pace(MinimumRate(0, 30.0))
+    assert pace.left == math.inf
+    assert pace.note(1e9, 0)
