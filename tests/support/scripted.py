@@ -3,6 +3,7 @@
 import base64
 import contextlib
 import hashlib
+import queue
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -63,3 +64,52 @@ def upstream(serve: Callable[[socket.socket], None]) -> Iterator[str]:
         accepting.join(PATIENCE)
         for thread in threads:
             thread.join(PATIENCE)
+
+
+class Actor:
+    """An upstream that answers requests for `?cue` with the bytes of its line, and all others as they deserve."""
+
+    OK: Final = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+
+    def __init__(self) -> None:
+        self._line = self._rest = b""
+        self._cued = threading.Event()
+        self._ended: queue.Queue[int] = queue.Queue()
+
+    def learn(self, line: bytes, rest: bytes = b"") -> None:
+        """What is said to `?cue` from now on; the rest of it after `go_on`."""
+        self._line, self._rest = line, rest
+        self._cued = threading.Event()
+        self._ended = queue.Queue()
+
+    def go_on(self) -> None:
+        """Has the rest said."""
+        self._cued.set()
+
+    def hung_up(self) -> int:
+        """Waits until the proxy ended the connection on which the line was said: how many requests came after it."""
+        return self._ended.get(timeout=PATIENCE)
+
+    def serve(self, sock: socket.socket) -> None:
+        """One connection."""
+        sock.settimeout(60.0)  # the proxy keeps an idle one for 30 s
+        ended, after = self._ended, -1
+        try:
+            data = b""
+            while piece := sock.recv(65536):
+                data += piece
+                while b"\r\n\r\n" in data:
+                    head, _, data = data.partition(b"\r\n\r\n")
+                    if after >= 0:
+                        after += 1
+                    if b"?cue" in head.split(b"\r\n")[0]:
+                        ended, after = self._ended, 0
+                        sock.sendall(self._line)
+                        if self._rest:
+                            self._cued.wait(PATIENCE)
+                            sock.sendall(self._rest)
+                    else:
+                        sock.sendall(self.OK)
+        finally:
+            if after >= 0:
+                ended.put(after)
