@@ -84,7 +84,14 @@ def test_any_host_that_an_sdk_sends_will_do(host: bytes) -> None:
     assert accepted(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n").one(b"host") == host
 
 
+def test_every_character_of_a_token_may_stand_in_a_name() -> None:
+    assert accepted(of(*(f"{character}: a".encode() for character in TOKEN))).headers[1:] == [
+        (character.lower().encode(), b"a") for character in TOKEN
+    ]
+
+
 def test_a_head_of_exactly_the_bounds_passes() -> None:
+    assert (MAX_HEAD, MAX_HEADERS) == (32 * 1024, 100)
     lines = [b"a: b"] * (MAX_HEADERS - 1)
     assert len(accepted(of(*lines)).headers) == MAX_HEADERS
     bare = len(of(b"a: "))
@@ -99,7 +106,8 @@ def test_upgrade_and_expect_are_told() -> None:
     assert (head.upgrade, head.websocket, head.expects_continue) == (b"websocket", True, True)
     assert accepted(of(b"Upgrade: h2c")).websocket is False
     assert accepted(of(b"Upgrade: foo, websocket")).websocket  # so that it is judged as a handshake, and refused
-    assert accepted(of(b"Upgrade: foo", b"Upgrade: websocket")).websocket
+    assert accepted(of(b"Upgrade: foo", b"Upgrade: websocket")).upgrade == b"foo, websocket"
+    assert accepted(of(b"Upgrade: websocket", b"Upgrade: foo")).websocket
     assert accepted(of()).expects_continue is False
 
 
@@ -165,6 +173,8 @@ FRAMING: Final[dict[str, bytes]] = {
     "F11 obs-fold by tab": of(b"X-A: b", b"\tc"),
     "F11 first header begins with a space": POST + b" Host: dg\r\n\r\n",
     "F12 bare LF": POST + b"Host: dg\nX: y\r\n\r\n",
+    "F12 LF in a value": of(b"X: a\nb"),
+    "F12 a line that ends with LF": of(b"X: a\nY: b"),
     "F12 bare LF after the request line": b"POST / HTTP/1.1\nHost: dg\r\n\r\n",
     "F13 bare CR in a value": of(b"X: a\rb"),
     "F13 CR CR LF": POST + b"Host: dg\r\r\n\r\n",
@@ -175,6 +185,7 @@ FRAMING: Final[dict[str, bytes]] = {
             "name": of(b"X" + byte + b"Y: a"),
             "value": of(b"X: a" + byte + b"b"),
             "target": of(first=b"POST /v1/listen?a" + byte + b" HTTP/1.1"),
+            "method": of(first=b"PO" + byte + b"ST /v1/listen HTTP/1.1"),
         }.items()
     },
     "F15 no colon": of(b"X"),
@@ -200,6 +211,9 @@ FRAMING: Final[dict[str, bytes]] = {
             b"",
             b"/ HTTP/1.1",
             b"GET / HTTP/1.1 extra",
+            b"GET /a\tb HTTP/1.1",
+            b"GET /a b HTTP/1.1",
+            b"GETTINGMODELSFROM / HTTP/1.1",
         )
     },
     **{
@@ -218,10 +232,12 @@ FRAMING: Final[dict[str, bytes]] = {
             b"ICY/1.1",
         )
     },
+    "more than a head": of() + b"GET",
     "F26 HTTP/2's preface": b"PRI * HTTP/2.0\r\n\r\n",
     "H6 raw non-ASCII in the target": of(first="GET /v1/listen?keyterm=é HTTP/1.1".encode()),
     "H8 Connection names Content-Length": of(b"Connection: close, Content-Length"),
     "H8 Connection names Transfer-Encoding": of(b"Connection: transfer-encoding"),
+    "H8 Connection names it after a tab": of(b"Connection: close,\tContent-Length\t, a"),
     "H8 Connection names Host": of(b"Connection: a", b"Connection: HOST"),
 }
 
@@ -254,6 +270,8 @@ OTHER: Final[dict[str, tuple[bytes, Refusal]]] = {
             b"d\xe9",
             b"https://u@dg",
             b"https://dg/x",
+            b"https://dg/",
+            b"https://dg:123456",
             b"file://dg",
             b"dg, dg",
         )
