@@ -145,9 +145,12 @@ def _ids_of_mark(mark: pytest.Mark) -> Iterator[str]:
         yield from mark.args
     if mark.name != "parametrize":
         return
-    rows: list[Any] = [*(mark.kwargs.get("ids") or ()), *(getattr(row, "id", None) for row in mark.args[1])]
-    for row in rows:
-        if isinstance(row, str) and (named := re.match(r"[A-Z]\d+\b", row)):
+    ids, rows = mark.kwargs.get("ids"), mark.args[1]
+    names: list[Any] = [] if ids is None or callable(ids) else list(ids)
+    if isinstance(rows, list | tuple):  # an iterator is pytest's to use up
+        names += [getattr(row, "id", None) for row in rows]
+    for name in names:
+        if isinstance(name, str) and (named := re.match(r"[A-Z]\d+\b", name)):
             yield named[0]
 
 

@@ -4,10 +4,13 @@ The judge is llhttp (tests/support/judge.py). What was meant is told by `plain`,
 there is: lines end with CRLF, a name ends at the first colon, a body is its length or its chunks.
 """
 
+import contextlib
 import re
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import HealthCheck, event, example, given, settings, strategies as st
@@ -15,7 +18,21 @@ from hypothesis import HealthCheck, event, example, given, settings, strategies 
 from tests.support.clients import Answer
 from tests.support.judge import Judge, Request, judge
 from tests.support.proxy import Proxy
-from tests.support.raw import AUTH, HOST, SECOND, answers, connect, exchange, get, post, read_all, read_head, send, ws
+from tests.support.raw import (
+    AUTH,
+    HOST,
+    PATIENCE,
+    SECOND,
+    answers,
+    connect,
+    exchange,
+    get,
+    post,
+    read_all,
+    read_head,
+    send,
+    ws,
+)
 
 EVERY_CLASS: Final = '["batch", "stream", "flux", "speak", "read", "agent", "models"]'
 HOP_BY_HOP: Final = (
@@ -69,6 +86,33 @@ def assert_clean(request: Request, proxy: Proxy) -> None:
         assert not request.all(b"connection")
     head = b"".join((request.target, *(part for line in request.headers for part in line)))
     assert proxy.key.encode() not in head + request.body
+
+
+# --- the judge himself -----------------------------------------------------------------------------------------------
+
+UNCLEAR: Final[dict[str, bytes]] = {
+    "length, chunked": b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    "two lengths": b"POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\naudio!",
+    "gzip": b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\naudio",
+    "bare LF": b"GET / HTTP/1.1\nHost: a\n\n",
+    "obs-fold": b"GET / HTTP/1.1\r\nA: b\r\n c\r\n\r\n",
+    "bare CR": b"GET / HTTP/1.1\r\nA: b\rc\r\n\r\n",
+    "space before the colon": b"GET / HTTP/1.1\r\nA : b\r\n\r\n",
+    "a bad chunk": b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n0x5\r\naudio\r\n0\r\n\r\n",
+    "two at once": b"GET / HTTP/1.1\r\nHost: a\r\n\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", UNCLEAR.values(), ids=UNCLEAR)
+def test_the_judge_finds_fault_with_what_is_not_exactly_one_request(sent: bytes) -> None:
+    with judge() as (judging, url):
+        address = urlsplit(url)
+        with socket.create_connection((address.hostname, address.port), timeout=PATIENCE) as sock:
+            sock.sendall(sent)
+            with contextlib.suppress(ConnectionResetError):
+                assert sock.recv(1) == b""
+        with pytest.raises(AssertionError):
+            judging.take()
 
 
 # --- what was meant --------------------------------------------------------------------------------------------------
