@@ -17,9 +17,7 @@ from tests.conftest import second_only
 from tests.support import scripted
 from tests.support.clients import assert_chunked_kept, assert_refusal
 from tests.support.proxy import Proxy
-from tests.support.scripted import PATIENCE
-from tests.support.upstreams import Upstream, values
-from tests.wire.test_raw_http import (
+from tests.support.raw import (
     CODES,
     SECOND,
     answers,
@@ -29,6 +27,8 @@ from tests.wire.test_raw_http import (
     post,
     read_all,
 )
+from tests.support.scripted import PATIENCE
+from tests.support.upstreams import Upstream, values
 
 pytestmark = [second_only]
 
