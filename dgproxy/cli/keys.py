@@ -20,7 +20,7 @@ from dgproxy.admin.control import ControlError, ControlTimeout, NotRunning
 from dgproxy.cli.common import config_option, emit, fail, json_option
 from dgproxy.config import Config, ConfigError, find_config, load, read_pepper
 from dgproxy.store import StateBusy, StoreError, check_directory, lock, service
-from dgproxy.store.keys import FILE_NAME, KeyStore
+from dgproxy.store.keys import FILE_NAME, TURNS, KeyStore, Turn
 from dgproxy.store.service import Rejected
 
 _ANSWER: Final = 30.0  # seconds for the proxy to carry out a command
@@ -35,16 +35,16 @@ def _create(store: KeyStore, config: Config, args: Mapping[str, Any]) -> dict[st
     return answer
 
 
-def _set_state(action: str, store: KeyStore, _: Config, args: Mapping[str, Any]) -> dict[str, Any]:
-    answer, _delta = service.set_state(store, action, args, uid=os.getuid(), now=time.time())
+def _turn(turn: Turn, store: KeyStore, _: Config, args: Mapping[str, Any]) -> dict[str, Any]:
+    answer, _delta = service.turn_key(store, turn, args, uid=os.getuid(), now=time.time())
     return answer
 
 
 _ON_THE_STORE: Final[Mapping[str, Callable[[KeyStore, Config, Mapping[str, Any]], dict[str, Any]]]] = {
-    **{f"keys.{action}": partial(_set_state, action) for action in service.STATES},
     "keys.create": _create,
-    "keys.list": lambda store, _, args: service.list_keys(store, args),
-    "keys.show": lambda store, _, args: service.show_key(store, args),
+    "keys.list": lambda store, _, args: service.list_keys(store, args, now=time.time()),
+    "keys.show": lambda store, _, args: service.show_key(store, args, now=time.time()),
+    **{f"keys.{turn}": partial(_turn, turn) for turn in TURNS},
 }
 
 
@@ -181,39 +181,22 @@ def show(config: str | None, *, as_json: bool, id: str) -> None:  # noqa: A002 -
     emit(found, _one(found), as_json=as_json)
 
 
-@keys.command()
-@click.argument("id")
-@config_option
-@json_option
-def disable(config: str | None, *, as_json: bool, id: str) -> None:  # noqa: A002
-    """Refuse a key from now on and end its live streams; `enable` brings it back."""
-    _change_state(config, "disable", id, as_json=as_json)
+def _turn_command(turn: Turn, help_text: str, said: str) -> None:
+    """A command that changes a key's state. `said` is what people then read of the key."""
+
+    @keys.command(turn, help=help_text)
+    @click.argument("id")
+    @config_option
+    @json_option
+    def _(config: str | None, *, as_json: bool, id: str) -> None:  # noqa: A002 - as `show` has it
+        with _told():
+            now = ask(load(find_config(config)), f"keys.{turn}", {"id": id})
+        emit(now, _turned(now, said), as_json=as_json)
 
 
-@keys.command()
-@click.argument("id")
-@config_option
-@json_option
-def enable(config: str | None, *, as_json: bool, id: str) -> None:  # noqa: A002
-    """Serve a disabled key again."""
-    _change_state(config, "enable", id, as_json=as_json)
-
-
-@keys.command()
-@click.argument("id")
-@config_option
-@json_option
-def revoke(config: str | None, *, as_json: bool, id: str) -> None:  # noqa: A002
-    """Refuse a key for ever and end its live streams."""
-    _change_state(config, "revoke", id, as_json=as_json)
-
-
-def _change_state(config: str | None, action: str, key_id: str, *, as_json: bool) -> None:
-    with _told():
-        found = ask(load(find_config(config)), f"keys.{action}", {"id": key_id})
-    already = "" if found["changed"] else "already "
-    line = Text.assemble(f"key {found['id']} (", found["name"], f") is {already}{found['state']}")
-    emit(found, line, as_json=as_json)
+_turn_command("disable", "Turn a key off, until it is enabled again.", "disabled: requests with it are refused")
+_turn_command("enable", "Turn a disabled key on again.", "enabled")
+_turn_command("revoke", "Turn a key off for ever.", "revoked: requests with it are refused, for ever")
 
 
 # --- for people -------------------------------------------------------------------------------------------------
@@ -244,6 +227,8 @@ def _facts(key: Mapping[str, Any], *fields: str) -> Table:
                 text = _short(value) or "none: all as its plan has it"
             case "expires":
                 text = value or "never"
+            case "state":
+                text = _state(key)
             case _:
                 text = str(value)
         grid.add_row(Text(field, "bold"), Text(text, overflow="fold"))
@@ -259,7 +244,17 @@ def _one(key: Mapping[str, Any]) -> Table:
     return _facts(key, "id", "name", "plan", "state", "created", "expires", "overrides")
 
 
-_STATE_STYLES: Final = {"active": "green", "disabled": "yellow", "revoked": "red"}
+_STATE_STYLES: Final = {"active": "green", "disabled": "yellow", "revoked": "red", "expired": "yellow"}
+
+
+def _state(key: Mapping[str, Any]) -> str:
+    """Why the key is refused, in the order in which the door asks; "active" if it is not."""
+    return "expired" if key["state"] == "active" and key["expired"] else str(key["state"])
+
+
+def _turned(key: Mapping[str, Any], said: str) -> str:
+    words = f"The key {key['id']} ({key['name']}) is {'now' if key['changed'] else 'already'} {said}"
+    return f"{words}, but it expired at {key['expires']}" if _state(key) == "expired" else words
 
 
 def _many(keys: list[dict[str, Any]]) -> Table:
@@ -269,7 +264,7 @@ def _many(keys: list[dict[str, Any]]) -> Table:
             key["id"],
             Text(key["name"]),
             Text(key["plan"]),
-            Text(key["state"], _STATE_STYLES[key["state"]]),
+            Text(_state(key), _STATE_STYLES[_state(key)]),
             key["created"],
             key["expires"] or "never",
             Text(_short(key["overrides"])),

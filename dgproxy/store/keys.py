@@ -10,9 +10,9 @@ Rules of this file:
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 import msgspec
 
@@ -29,12 +29,21 @@ _VALUES: Final = ", ".join(f":{column}" for column in Record.__struct_fields__)
 _TRIES: Final = 8  # to draw an id that is not taken: of 62^10, so a second try means that randomness is broken
 
 
+Turn = Literal["disable", "enable", "revoke"]
+
+TURNS: Final[Mapping[Turn, State]] = {"disable": State.DISABLED, "enable": State.ACTIVE, "revoke": State.REVOKED}
+
+
 class NameTaken(Exception):  # noqa: N818 - an answer, not a fault
     """Another key that is not revoked has this name."""
 
 
-class KeyRevoked(Exception):  # noqa: N818 - an answer, not a fault
-    """A revoked key stays revoked."""
+class UnknownKey(Exception):  # noqa: N818 - an answer, not a fault
+    """No key has this id."""
+
+
+class RevokedForEver(Exception):  # noqa: N818 - an answer, not a fault
+    """What was asked would bring a revoked key back."""
 
 
 class KeyStore:
@@ -139,28 +148,39 @@ class KeyStore:
             changed.append(minted.id)
         return minted, record
 
-    def set_state(self, key_id: KeyId, state: State, *, action: str, uid: int, now: int) -> tuple[Record, bool] | None:
-        """Puts a key into a state: its record as it is then, and whether that is news; None if there is no such key.
+    def turn(self, key_id: KeyId, turn: Turn, *, uid: int, now: int) -> tuple[Record, bool]:
+        """Disables, enables or revokes a key; what it is now, and whether that is new.
+
+        Names stay unique: a disabled key keeps its name, and a revoked one, whose name is free, never comes back.
 
         Raises:
-            KeyRevoked: it is revoked, for ever.
+            UnknownKey: no key has this id.
+            RevokedForEver: it is revoked, and `turn` is another.
         """
-        record = self.get(key_id)
-        if record is None or record.state is state:
-            return None if record is None else (record, False)
-        if record.state is State.REVOKED:
-            raise KeyRevoked
-        with self._change(action, uid, now) as changed:
+        state = TURNS[turn]
+        with self._change(turn, uid, now) as changed:
+            record = self.get(key_id)
+            if record is None:
+                raise UnknownKey
+            if record.state is state:
+                return record, False
+            if record.state is State.REVOKED:
+                raise RevokedForEver
             self._db.execute("UPDATE keys SET state = ? WHERE id = ?", (state, key_id))
             changed.append(key_id)
         return msgspec.structs.replace(record, state=state), True
 
     @contextlib.contextmanager
     def _change(self, action: str, uid: int, now: int) -> Iterator[list[KeyId]]:
-        """One change, all or nothing. Within, the ids of the keys that it touches are put on the list."""
+        """One change, all or nothing. Within, the ids of the keys that it touches are put on the list.
+
+        With none on it nothing has changed: no generation, no audit entry.
+        """
         with told(self._path), transaction(self._db):
             changed: list[KeyId] = []
             yield changed
+            if not changed:
+                return
             self._db.execute("UPDATE store SET generation = generation + 1")
             self._db.executemany(
                 "INSERT INTO audit (at, uid, action, key_id, generation) SELECT ?, ?, ?, ?, generation FROM store",

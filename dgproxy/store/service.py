@@ -15,9 +15,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from dgproxy import units
-from dgproxy.access.keys import ID_LENGTH, PREFIX, Delta, KeyId, Record, State
+from dgproxy.access.keys import ID_LENGTH, PREFIX, Delta, KeyId, Record
 from dgproxy.config import Config, Overrides, Quota, parse_overrides
-from dgproxy.store.keys import KeyRevoked, KeyStore, NameTaken
+from dgproxy.store.keys import KeyStore, NameTaken, RevokedForEver, Turn, UnknownKey
 
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class _List(msgspec.Struct, forbid_unknown_fields=True):
     after: int = 0
 
 
-class _Show(msgspec.Struct, forbid_unknown_fields=True):
+class _OneKey(msgspec.Struct, forbid_unknown_fields=True):
     id: str
 
 
@@ -98,7 +98,30 @@ def create_key(
     return answer, Delta(store.generation(), (record,))
 
 
-def list_keys(store: KeyStore, args: Mapping[str, Any]) -> dict[str, Any]:
+def turn_key(
+    store: KeyStore, turn: Turn, args: Mapping[str, Any], *, uid: int, now: float
+) -> tuple[dict[str, Any], Delta | None]:
+    """`keys.disable`, `keys.enable`, `keys.revoke` {id}: the key as it is now, and what workers must hear.
+
+    The answer is what `shown` gives, and "changed": false (with no delta) if the key was like that already.
+
+    Raises:
+        Rejected: bad_request, bad_id, not_found, revoked.
+        StoreError: the store failed.
+    """
+    key_id = _key_id(args)
+    try:
+        record, changed = store.turn(key_id, turn, uid=uid, now=int(now))
+    except UnknownKey:
+        raise _not_found(key_id) from None
+    except RevokedForEver:
+        final = f"the key {key_id} is revoked, and that is for ever; make a new one with `dgproxy keys create`"
+        raise Rejected("revoked", final) from None
+    answer = {**shown(record, now), "changed": changed}
+    return answer, Delta(store.generation(), (record,)) if changed else None
+
+
+def list_keys(store: KeyStore, args: Mapping[str, Any], *, now: float) -> dict[str, Any]:
     """`keys.list` {after?}: {"keys": [...], "next": N}, a page in the order of making; ask on with after=N until null.
 
     Raises:
@@ -109,14 +132,14 @@ def list_keys(store: KeyStore, args: Mapping[str, Any]) -> dict[str, Any]:
     page: list[dict[str, Any]] = []
     size = 0
     for number, record in numbered:
-        page.append(shown(record))
+        page.append(shown(record, now))
         size += len(msgspec.json.encode(page[-1]))
         if size > PAGE_BYTES or len(page) == PAGE_KEYS:
             return {"keys": page, "next": number}
     return {"keys": page, "next": None}
 
 
-def show_key(store: KeyStore, args: Mapping[str, Any]) -> dict[str, Any]:
+def show_key(store: KeyStore, args: Mapping[str, Any], *, now: float) -> dict[str, Any]:
     """`keys.show` {id}: one key, by its id or by `dgp_` and its id.
 
     Raises:
@@ -126,44 +149,12 @@ def show_key(store: KeyStore, args: Mapping[str, Any]) -> dict[str, Any]:
     key_id = _key_id(args)
     record = store.get(key_id)
     if record is None:
-        raise Rejected("not_found", f"there is no key with the id {key_id}")
-    return shown(record)
+        raise _not_found(key_id)
+    return shown(record, now)
 
 
-STATES: Final = {"disable": State.DISABLED, "enable": State.ACTIVE, "revoke": State.REVOKED}
-
-
-def set_state(
-    store: KeyStore, action: str, args: Mapping[str, Any], *, uid: int, now: float
-) -> tuple[dict[str, Any], Delta | None]:
-    """`keys.disable`, `keys.enable`, `keys.revoke` {id}: the key as it is then, with `changed`; what workers must hear.
-
-    A key that is in that state already is no error, and changes nothing.
-
-    Raises:
-        Rejected: bad_request, bad_id, not_found, revoked.
-        StoreError: the store failed.
-    """
-    key_id = _key_id(args)
-    try:
-        found = store.set_state(key_id, STATES[action], action=action, uid=uid, now=int(now))
-    except KeyRevoked:
-        raise Rejected("revoked", f"key {key_id} is revoked, and a revoked key stays so; make another") from None
-    if found is None:
-        raise Rejected("not_found", f"there is no key with the id {key_id}")
-    record, changed = found
-    return shown(record) | {"changed": changed}, Delta(store.generation(), (record,)) if changed else None
-
-
-def _key_id(args: Mapping[str, Any]) -> KeyId:
-    match = _ID.fullmatch(_arguments(args, _Show).id)
-    if match is None:  # not repeated: it may be a whole key
-        raise Rejected("bad_id", f"a key's id is {ID_LENGTH} letters and digits, as `keys list` shows it")
-    return KeyId(match[1])
-
-
-def shown(record: Record) -> dict[str, Any]:
-    """What people and programs may see of a record."""
+def shown(record: Record, now: float) -> dict[str, Any]:
+    """What people and programs may see of a record. Whether it has expired is apart from its state, as time does it."""
     return {
         "id": record.id,
         "name": record.name,
@@ -172,6 +163,7 @@ def shown(record: Record) -> dict[str, Any]:
         "created": _moment(record.created),
         "not_before": _moment(record.not_before or None),
         "expires": _moment(record.expires),
+        "expired": record.expires is not None and now >= record.expires,
         "foreign": record.foreign,
         "overrides": shown_overrides(record.overrides),
     }
@@ -211,6 +203,18 @@ def _arguments(args: Mapping[str, Any], kind: type[T]) -> T:
         return msgspec.convert(args, kind)
     except msgspec.ValidationError as error:
         raise Rejected("bad_request", f"bad arguments: {error}") from None
+
+
+def _key_id(args: Mapping[str, Any]) -> KeyId:
+    match = _ID.fullmatch(_arguments(args, _OneKey).id)
+    if match is None:  # not repeated: it may be a whole key
+        what = f"a key's id is {ID_LENGTH} letters and digits, as `keys list` shows it"
+        raise Rejected("bad_id", f"{what}; in a whole key it stands between the two underscores")
+    return KeyId(match[1])
+
+
+def _not_found(key_id: KeyId) -> Rejected:
+    return Rejected("not_found", f"there is no key with the id {key_id}")
 
 
 def _check_name(name: str) -> None:

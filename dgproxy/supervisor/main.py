@@ -29,7 +29,7 @@ from dgproxy.logs import Log
 from dgproxy.net import libssl, tls
 from dgproxy.net.listen import open_listeners
 from dgproxy.store import StoreError, lock, service
-from dgproxy.store.keys import FILE_NAME, KeyStore
+from dgproxy.store.keys import FILE_NAME, TURNS, KeyStore, Turn
 from dgproxy.supervisor.processes import Life, Workers
 from dgproxy.supervisor.surveys import Surveys
 from dgproxy.supervisor.sync import COMPACT, Keys, make_snapshot
@@ -225,7 +225,8 @@ class Supervisor:
             raise ControlError(rejected.code, str(rejected)) from None
         except StoreError as error:
             raise ControlError("store", str(error)) from None
-        if delta is None:
+        if delta is None:  # it was so already; but what made it so may still be on its way to a worker
+            await self._keys.everywhere(self._keys.table.generation, SPREAD_WITHIN)
             return answer
         self._keys.change(delta)
         self._workers.tell(ipc.Change(delta))
@@ -335,7 +336,7 @@ class Supervisor:
             "keys.create": self._create_key,
             "keys.list": self._list_keys,
             "keys.show": self._show_key,
-            **{f"keys.{action}": partial(self._set_state, action) for action in service.STATES},
+            **{f"keys.{turn}": partial(self._turn_key, turn) for turn in TURNS},
             "status": self._status,
             "streams.list": self._list_streams,
             "streams.kill": self._kill_stream,
@@ -349,17 +350,17 @@ class Supervisor:
 
         return await self._change_keys("create", call, work)
 
-    async def _set_state(self, action: str, call: Call) -> object:
+    async def _turn_key(self, turn: Turn, call: Call) -> object:
         def work() -> tuple[Any, Any]:
-            return service.set_state(self._store, action, call.args, uid=call.uid, now=time.time())
+            return service.turn_key(self._store, turn, call.args, uid=call.uid, now=time.time())
 
-        return await self._change_keys(action, call, work)
+        return await self._change_keys(turn, call, work)
 
     async def _list_keys(self, call: Call) -> object:
-        return await self._ask(lambda: service.list_keys(self._store, call.args))
+        return await self._ask(lambda: service.list_keys(self._store, call.args, now=time.time()))
 
     async def _show_key(self, call: Call) -> object:
-        return await self._ask(lambda: service.show_key(self._store, call.args))
+        return await self._ask(lambda: service.show_key(self._store, call.args, now=time.time()))
 
     async def _ask(self, work: Callable[[], T]) -> T:
         try:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from dgproxy.access.keys import Pepper, Record, Table, build
+from dgproxy.access.keys import Pepper, Record, State, Table, build
 from dgproxy.admin.control import Call, ControlError, ControlServer
 from dgproxy.cli.keys import keys
 from dgproxy.config import render_default
@@ -145,6 +146,84 @@ def test_people_see_the_key_once_whole_and_read_that_it_is_once(place: Place) ->
         assert record.digest.hex() not in later
 
 
+def test_a_key_is_turned_off_and_on_and_off_for_ever(place: Place) -> None:
+    made, other = place.json("create", "--name", "n"), place.json("create", "--name", "other")
+    turns = [
+        ("disable", "disabled", True),
+        ("disable", "disabled", False),
+        ("enable", "active", True),
+        ("enable", "active", False),
+        ("revoke", "revoked", True),
+        ("revoke", "revoked", False),
+    ]
+    for turn, state, changed in turns:
+        answer = place.json(turn, made["id"])
+        assert (answer["state"], answer["changed"]) == (state, changed)
+        shown = place.json("show", made["id"])
+        assert answer == shown | {"changed": changed}
+        assert place.json("list") == [shown, place.json("show", other["id"])]
+    for turn in ("disable", "enable"):
+        result = place.run(turn, made["id"], "--json")
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == (
+            f"dgproxy: the key {made['id']} is revoked, and that is for ever; make a new one with "
+            "`dgproxy keys create`\n"
+        )
+    assert [record.state for record in place.records()] == [State.REVOKED, State.ACTIVE]
+    again = place.json("create", "--name", "n")  # its name is free, and only it
+    assert place.json("enable", again["id"])["changed"] is False
+
+
+def test_people_read_in_a_line_what_became_of_the_key(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = place.json("create", "--name", "[red]n[/red]", "--expires", "1h")
+    start = f"The key {made['id']} ([red]n[/red]) is "
+    for turn, first, again in (
+        ("disable", "now disabled: requests with it are refused", "already disabled: requests with it are refused"),
+        ("enable", "now enabled", "already enabled"),
+    ):
+        assert place.run(turn, made["id"]).stdout == f"{start}{first}\n"
+        assert place.run(turn, f"dgp_{made['id']}").stdout == f"{start}{again}\n"
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600)
+    expired = f"but it expired at {made['expires']}"
+    assert place.run("enable", made["id"]).stdout == f"{start}already enabled, {expired}\n"
+    assert place.run("revoke", made["id"]).stdout == f"{start}now revoked: requests with it are refused, for ever\n"
+
+
+def test_people_see_the_state_and_that_a_key_has_expired(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"active": None, "disabled": "disable", "revoked": "revoke"}
+    ids = {}
+    for name, turn in names.items():
+        ids[name] = place.json("create", "--name", f"n {name}", "--expires", "1h")["id"]
+        if turn:
+            place.json(turn, ids[name])
+
+    def states() -> dict[str, str]:
+        rows = {name: [line for line in place.run("list").stdout.splitlines() if ids[name] in line] for name in names}
+        listed = {name: row[0].split("│")[4].strip() for name, row in rows.items()}
+        for name, word in listed.items():
+            assert f"state      {word}" in [line.rstrip() for line in place.run("show", ids[name]).stdout.splitlines()]
+        return listed
+
+    assert states() == {name: name for name in names}
+    clock = time.time
+    monkeypatch.setattr(time, "time", lambda: clock() + 3600)
+    assert states() == {"active": "expired", "disabled": "disabled", "revoked": "revoked"}
+    keys_now = place.json("list")
+    assert [(key["state"], key["expired"]) for key in keys_now] == [(name, True) for name in names]
+
+
+def test_a_whole_key_is_no_id_and_is_not_repeated(place: Place) -> None:
+    made = place.json("create", "--name", "n")
+    for turn in ("show", "disable", "enable", "revoke"):
+        for form in ((), ("--json",)):
+            result = place.run(turn, made["key"], *form)
+            assert (result.exit_code, result.stdout) == (1, "")
+            assert "stands between the two underscores" in result.stderr
+            assert made["key"][15:] not in result.output
+    assert place.records()[0].state is State.ACTIVE
+
+
 def test_lists_are_whole_and_in_the_order_of_making(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dgproxy.store.service.PAGE_KEYS", 2)
     assert place.json("list") == []
@@ -164,6 +243,10 @@ def test_lists_are_whole_and_in_the_order_of_making(place: Place, monkeypatch: p
         (("create", "--name", "taken"), "choose another name"),
         (("show", "0000000000"), "no key with the id 0000000000"),
         (("show", "x"), "10 letters and digits"),
+        (("disable", "x"), "10 letters and digits"),
+        (("disable", "0000000000"), "no key with the id 0000000000"),
+        (("enable", "0000000000"), "no key with the id 0000000000"),
+        (("revoke", "dgp_0000000000"), "no key with the id 0000000000"),
     ],
 )
 def test_a_refused_command_says_why_in_one_line_and_exits_1(place: Place, args: tuple[str, ...], said: str) -> None:
@@ -176,7 +259,9 @@ def test_a_refused_command_says_why_in_one_line_and_exits_1(place: Place, args: 
     assert len(place.records()) == 1
 
 
-@pytest.mark.parametrize("args", [("create",), ("show",), ("create", "--name", "n", "--speed", "9"), ("remove",)])
+@pytest.mark.parametrize(
+    "args", [("create",), ("show",), ("revoke",), ("create", "--name", "n", "--speed", "9"), ("remove",)]
+)
 def test_wrong_usage_exits_2(place: Place, args: tuple[str, ...]) -> None:
     assert place.run(*args).exit_code == 2
 
@@ -206,12 +291,16 @@ def test_with_a_proxy_its_word_counts_and_the_store_is_not_touched(place: Place)
         "expires": None,
         "overrides": {},
     }
-    shown, made = key | {"state": "active"}, key | {"key": "dgp_k"}
+    shown, made = key | {"state": "active", "expired": False}, key | {"key": "dgp_k"}
+    turned = shown | {"changed": True}
     answers = {"keys.create": made, "keys.show": shown, "keys.list": {"keys": [shown], "next": None}}
+    answers |= {f"keys.{turn}": turned for turn in ("disable", "enable", "revoke")}
     with lock(place.state, 0), proxy(place, answers) as asked:
         assert place.json("create", "--name", "n", "--quota-audio", "1h/day") == made
         assert place.json("show", "0123456789") == shown
         assert place.json("list") == [shown]
+        for turn in ("disable", "enable", "revoke"):
+            assert place.json(turn, "0123456789") == turned
     assert asked == [
         (
             "keys.create",
@@ -219,6 +308,7 @@ def test_with_a_proxy_its_word_counts_and_the_store_is_not_touched(place: Place)
         ),
         ("keys.show", {"id": "0123456789"}),
         ("keys.list", {"after": 0}),
+        *((f"keys.{turn}", {"id": "0123456789"}) for turn in ("disable", "enable", "revoke")),
     ]
     assert not place.store.exists()
 
@@ -284,6 +374,22 @@ def test_o10_many_at_once_each_apply_once_or_fail_clearly(place: Place) -> None:
     records = place.records()
     assert sorted(json.loads(out)["id"] for out in made) == sorted(record.id for record in records)
     assert len({record.name for record in records}) == len(records)
+
+
+def test_o10_of_many_who_revoke_at_once_one_changes_it(place: Place) -> None:
+    made = place.json("create", "--name", "n")
+    processes = [started(place, "revoke", made["id"]) for _ in range(6)]
+    changed: list[bool] = []
+    for process in processes:
+        out, err = process.communicate(timeout=100)
+        assert process.returncode == (0 if out else 1)
+        if out:
+            changed.append(json.loads(out)["changed"])
+        else:
+            assert "in use by another" in err
+    assert changed.count(True) == 1
+    with KeyStore.open(place.store, Pepper(PEPPER)) as store:
+        assert store.generation() == 2
 
 
 @root_only

@@ -10,16 +10,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from dgproxy.access.keys import Delta, KeyId, Minted, Pepper, Record, State, Table, build
 from dgproxy.config import Config, Overrides, Plan, parse_overrides
 from dgproxy.store import StateBusy, StoreError, database, keys, lock, service
-from dgproxy.store.keys import FILE_NAME, KeyStore, NameTaken, inspect
-from dgproxy.store.service import Rejected, create_key, list_keys, show_key
+from dgproxy.store.keys import FILE_NAME, TURNS, KeyStore, NameTaken, RevokedForEver, Turn, UnknownKey, inspect
+from dgproxy.store.service import Rejected, create_key, list_keys, show_key, turn_key
+from dgproxy.wire.refusals import KEY_DISABLED, KEY_EXPIRED, KEY_REVOKED, Refusal
 
 PEPPER = Pepper(bytes(range(32)))
 NOW = 1_800_000_000
@@ -47,6 +49,15 @@ def store(path: Path) -> Iterator[KeyStore]:
 def create(store: KeyStore, name: str = "first", **fields: Any) -> tuple[Minted, Record]:
     given: dict[str, Any] = {"plan": "default", "overrides": Overrides(), "expires": None, "uid": 7, "now": NOW}
     return store.create(name=name, **(given | {"random_bytes": os.urandom} | fields))
+
+
+def turned(store: KeyStore, key_id: KeyId, turn: Turn, **fields: Any) -> tuple[Record, bool]:
+    return store.turn(key_id, turn, **({"uid": 7, "now": NOW} | fields))
+
+
+def audit(path: Path) -> list[tuple[Any, ...]]:
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        return db.execute("SELECT at, uid, action, key_id, generation FROM audit ORDER BY number").fetchall()
 
 
 def mode(path: Path) -> int:
@@ -83,24 +94,55 @@ def test_each_change_makes_one_generation_and_one_audit_entry(path: Path, store:
     for generation in range(1, 5):
         ids.append(create(store, f"key {generation}", now=NOW + generation)[0].id)
         assert store.generation() == generation
-    with contextlib.closing(sqlite3.connect(path)) as db:
-        entries = db.execute("SELECT at, uid, action, key_id, generation FROM audit ORDER BY number").fetchall()
-    assert entries == [(NOW + n, 7, "create", key_id, n) for n, key_id in enumerate(ids, 1)]
+    assert audit(path) == [(NOW + n, 7, "create", key_id, n) for n, key_id in enumerate(ids, 1)]
 
 
-def test_a_name_is_free_again_only_when_its_key_is_revoked(path: Path, store: KeyStore) -> None:
+def test_a_name_is_free_again_only_when_its_key_is_revoked(store: KeyStore) -> None:
     first, _ = create(store, "same")
-    for held in ("active", "disabled"):
-        with contextlib.closing(sqlite3.connect(path)) as db, db:
-            db.execute("UPDATE keys SET state = ?", (held,))
+    for turn in ("enable", "disable"):
+        turned(store, first.id, turn)
         with pytest.raises(NameTaken):
             create(store, "same")
-    assert (store.generation(), len(list(store.records()))) == (1, 1)
-    with contextlib.closing(sqlite3.connect(path)) as db, db:
-        db.execute("UPDATE keys SET state = 'revoked'")
+    assert len(list(store.records())) == 1
+    turned(store, first.id, "revoke")
     second, _ = create(store, "same")
     assert second.id != first.id
+    with pytest.raises(RevokedForEver):  # else two keys would have the name
+        turned(store, first.id, "enable")
+
+
+def test_a_state_outlives_the_store_and_nothing_else_of_the_key_changes(path: Path) -> None:
+    own = parse_overrides({"streams": "5"})
+    for turn, state in TURNS.items():
+        with KeyStore.open(path, PEPPER) as store:
+            _, before = create(store, turn, overrides=own, plan="gold", expires=NOW + 9)
+            _, other = create(store, f"not {turn}")
+            if turn == "enable":
+                turned(store, before.id, "disable")
+            after, changed = turned(store, before.id, turn)
+        assert changed
+        assert after == msgspec.structs.replace(before, state=state)
+        with KeyStore.open(path, PEPPER) as store:
+            assert store.get(before.id) == after
+            assert store.get(other.id) == other
+
+
+def test_a_change_that_fails_midway_leaves_the_state(path: Path, store: KeyStore) -> None:
+    _, record = create(store)
+    store._db.execute("CREATE TEMP TRIGGER t BEFORE INSERT ON main.audit BEGIN SELECT RAISE(ABORT, 'no'); END")
+    with pytest.raises(StoreError):
+        turned(store, record.id, "revoke")
+    store._db.execute("DROP TRIGGER temp.t")
+    assert (store.generation(), store.get(record.id), len(audit(path))) == (1, record, 1)
+    turned(store, record.id, "revoke")
     assert store.generation() == 2
+
+
+def test_an_unknown_key_is_told_and_changes_nothing(path: Path, store: KeyStore) -> None:
+    for turn in TURNS:
+        with pytest.raises(UnknownKey):
+            turned(store, KeyId("0000000000"), turn)
+    assert (store.generation(), audit(path)) == (0, [])
 
 
 def test_an_id_that_is_taken_is_drawn_again(store: KeyStore) -> None:
@@ -427,7 +469,7 @@ def test_create_shows_the_key_once_and_tells_the_workers(store: KeyStore) -> Non
     table = Table(build([], 0))
     table.apply(delta)
     assert table.check(answer["key"].encode(), PEPPER, NOW) == delta.records[0]
-    for later in (show_key(store, {"id": answer["id"]}), *list_keys(store, {})["keys"]):
+    for later in (show_key(store, {"id": answer["id"]}, now=NOW), *list_keys(store, {}, now=NOW)["keys"]):
         text = msgspec.json.encode(later).decode()
         assert "key" not in later
         assert "digest" not in text
@@ -477,14 +519,109 @@ def test_a_taken_name_is_told(store: KeyStore) -> None:
 
 def test_show_takes_an_id_with_and_without_its_prefix_and_repeats_no_key(store: KeyStore) -> None:
     answer, _ = command(store, name="n")
-    assert show_key(store, {"id": answer["id"]}) == show_key(store, {"id": f"dgp_{answer['id']}"})
+    assert show_key(store, {"id": answer["id"]}, now=NOW) == show_key(store, {"id": f"dgp_{answer['id']}"}, now=NOW)
     with pytest.raises(Rejected, match="no key with the id 0000000000"):
-        show_key(store, {"id": "0000000000"})
+        show_key(store, {"id": "0000000000"}, now=NOW)
     for text in (answer["key"], "", "x", "n", answer["id"][:9]):
         with pytest.raises(Rejected) as caught:
-            show_key(store, {"id": text})
+            show_key(store, {"id": text}, now=NOW)
         assert caught.value.code == "bad_id"
         assert answer["key"] not in str(caught.value)
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_turning_takes_an_id_as_show_does_and_repeats_no_key(store: KeyStore, turn: Turn) -> None:
+    made = [command(store, name=f"n{n}")[0] for n in range(2)]
+    for key in made:
+        turn_key(store, "disable", {"id": key["id"]}, uid=0, now=NOW)
+    for key_id in (made[0]["id"], f"dgp_{made[1]['id']}"):
+        answer, _ = turn_key(store, turn, {"id": key_id}, uid=0, now=NOW)
+        assert answer == show_key(store, {"id": key_id}, now=NOW) | {"changed": turn != "disable"}
+        assert answer["state"] == TURNS[turn]
+    generation = store.generation()
+    for args, code in (
+        ({"id": made[0]["key"]}, "bad_id"),
+        ({"id": made[0]["id"][:9]}, "bad_id"),
+        ({"id": ""}, "bad_id"),
+        ({"id": "0000000000"}, "not_found"),
+        ({}, "bad_request"),
+        ({"id": 5}, "bad_request"),
+        ({"id": made[0]["id"], "state": "active"}, "bad_request"),
+    ):
+        with pytest.raises(Rejected) as caught:
+            turn_key(store, turn, args, uid=0, now=NOW)
+        assert caught.value.code == code
+        assert made[0]["key"] not in str(caught.value)
+    assert store.generation() == generation
+
+
+TURNED: dict[tuple[State, Turn], State | None] = {  # what becomes of it; None: it is refused
+    (State.ACTIVE, "disable"): State.DISABLED,
+    (State.ACTIVE, "enable"): State.ACTIVE,
+    (State.ACTIVE, "revoke"): State.REVOKED,
+    (State.DISABLED, "disable"): State.DISABLED,
+    (State.DISABLED, "enable"): State.ACTIVE,
+    (State.DISABLED, "revoke"): State.REVOKED,
+    (State.REVOKED, "disable"): None,
+    (State.REVOKED, "enable"): None,
+    (State.REVOKED, "revoke"): State.REVOKED,
+}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(get_args(Turn))), max_size=12))
+def test_whatever_is_asked_in_whatever_order_store_audit_and_workers_agree(
+    tmp_path_factory: pytest.TempPathFactory, asked: list[tuple[int, Turn]]
+) -> None:
+    path = tmp_path_factory.mktemp("state") / FILE_NAME
+    with KeyStore.open(path, PEPPER) as store:
+        made = [create(store, f"n{n}")[0] for n in range(3)]
+        worker = Table(build(store.records(), store.generation()))
+        states = dict.fromkeys((key.id for key in made), State.ACTIVE)
+        entries = audit(path)
+        for number, turn in asked:
+            key_id = made[number].id
+            wanted = TURNED[states[key_id], turn]
+            if wanted is None:
+                with pytest.raises(Rejected, match=f"the key {key_id} is revoked, and that is for ever") as caught:
+                    turn_key(store, turn, {"id": key_id}, uid=5, now=NOW + 0.5)
+                assert caught.value.code == "revoked"
+            else:
+                answer, delta = turn_key(store, turn, {"id": key_id}, uid=5, now=NOW + 0.5)
+                assert answer["changed"] == (delta is not None) == (states[key_id] is not wanted)
+                assert answer["state"] == wanted
+                if delta is not None:
+                    worker.apply(delta)  # which raises, if it is not the next
+                    entries.append((NOW, 5, turn, key_id, delta.generation))
+                states[key_id] = wanted
+        assert {record.id: record.state for record in store.records()} == states
+        assert audit(path) == entries
+        assert store.generation() == worker.generation
+        started_later = Table(build(store.records(), store.generation()))
+    for key in made:
+        found = [table.check(key.key.encode(), PEPPER, NOW) for table in (worker, started_later)]
+        refusal = {State.DISABLED: KEY_DISABLED, State.REVOKED: KEY_REVOKED}.get(states[key.id])
+        assert found[0] == found[1]
+        if refusal is None:
+            assert isinstance(found[0], Record)
+        else:
+            assert found[0] is refusal
+
+
+def test_c6_what_is_shown_as_expired_is_what_the_door_refuses_as_expired(store: KeyStore) -> None:
+    made, delta = command(store, name="n", expires="90s")
+    never, _ = command(store, name="never")
+    table = Table(build([], 0))
+    table.apply(delta)
+    for now, expired in ((NOW + 89, False), (NOW + 89.9, False), (NOW + 90, True), (NOW + 1e6, True)):
+        found = table.check(made["key"].encode(), PEPPER, now)
+        assert (found is KEY_EXPIRED) == isinstance(found, Refusal) == expired
+        key = show_key(store, {"id": made["id"]}, now=now)
+        assert (key["state"], key["expired"]) == ("active", expired)
+        listed = list_keys(store, {}, now=now)["keys"]
+        assert {key["id"]: key["expired"] for key in listed} == {made["id"]: expired, never["id"]: False}
+    answer, _ = turn_key(store, "revoke", {"id": made["id"]}, uid=0, now=NOW + 90)
+    assert (answer["state"], answer["expired"]) == ("revoked", True)
 
 
 def test_a_long_list_comes_in_pages_that_fit_the_socket(store: KeyStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -494,17 +631,17 @@ def test_a_long_list_comes_in_pages_that_fit_the_socket(store: KeyStore, monkeyp
     seen: list[str] = []
     after: int | None = 0
     while after is not None:
-        page = list_keys(store, {"after": after})
+        page = list_keys(store, {"after": after}, now=NOW)
         assert 0 < len(page["keys"]) <= 10
         assert len(msgspec.json.encode(page)) < 2500
         seen += [key["id"] for key in page["keys"]]
         after = page["next"]
         if after is not None and len(seen) == len(ids):
-            assert list_keys(store, {"after": after}) == {"keys": [], "next": None}
+            assert list_keys(store, {"after": after}, now=NOW) == {"keys": [], "next": None}
             break
     assert seen == ids
 
 
 def test_an_unknown_id_is_no_key(store: KeyStore) -> None:
     assert store.get(KeyId("0000000000")) is None
-    assert list_keys(store, {}) == {"keys": [], "next": None}
+    assert list_keys(store, {}, now=NOW) == {"keys": [], "next": None}
