@@ -192,11 +192,21 @@ def _turn_command(turn: Turn, help_text: str, said: str) -> None:
         with _told():
             now = ask(load(find_config(config)), f"keys.{turn}", {"id": id})
         emit(now, _turned(now, said), as_json=as_json)
+        if now.get("everywhere") is False:
+            click.echo(
+                "dgproxy: a worker has not confirmed the change; `status` and the log show which hangs", err=True
+            )
 
 
-_turn_command("disable", "Turn a key off, until it is enabled again.", "disabled: requests with it are refused")
+_turn_command(
+    "disable",
+    "Turn a key off and end its live streams, until it is enabled again.",
+    "disabled: requests with it are refused",
+)
 _turn_command("enable", "Turn a disabled key on again.", "enabled")
-_turn_command("revoke", "Turn a key off for ever.", "revoked: requests with it are refused, for ever")
+_turn_command(
+    "revoke", "Turn a key off for ever and end its live streams.", "revoked: requests with it are refused, for ever"
+)
 
 
 # --- for people -------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ import uvloop
 
 import dgproxy
 from dgproxy import events, ipc
-from dgproxy.access.keys import KeyId, Pepper
+from dgproxy.access.keys import KeyId, Pepper, standing
 from dgproxy.access.limits import Ledger, Owner
 from dgproxy.admin.control import Call, ControlError, ControlServer, Handler
 from dgproxy.config import Config, effective, private_key_path, read_pepper
@@ -218,7 +218,10 @@ class Supervisor:
         return make_snapshot(self._store.records(), self._store.generation())
 
     async def _change_keys(self, change: str, call: Call, work: Callable[[], tuple[Any, Any]]) -> Any:
-        """One change of the keys: written, told to every worker, and answered when every worker has it."""
+        """One change of the keys: written, told to every worker, and answered when every worker has it.
+
+        The answer's `everywhere` is false if one did not say so in time: then that worker hangs, and serves as before.
+        """
         try:
             answer, delta = await self._in_store(work)
         except service.Rejected as rejected:
@@ -226,20 +229,20 @@ class Supervisor:
         except StoreError as error:
             raise ControlError("store", str(error)) from None
         if delta is None:  # it was so already; but what made it so may still be on its way to a worker
-            await self._keys.everywhere(self._keys.table.generation, SPREAD_WITHIN)
-            return answer
+            return answer | {"everywhere": await self._keys.everywhere(self._keys.table.generation, SPREAD_WITHIN)}
         self._keys.change(delta)
         self._workers.tell(ipc.Change(delta))
         for record in delta.records:
             self._log(
                 events.KEYS_CHANGED, generation=delta.generation, key_id=record.id, change=change, by_uid=call.uid
             )
-        if not await self._keys.everywhere(delta.generation, SPREAD_WITHIN):
+        everywhere = await self._keys.everywhere(delta.generation, SPREAD_WITHIN)
+        if not everywhere:
             notice = f"key generation {delta.generation} is not at every worker after {SPREAD_WITHIN:g} s; one hangs"
             self._log(events.PROXY_NOTICE, notice=notice)
         if len(self._keys.deltas) >= COMPACT and not self._compacting:
             await self._compact()
-        return answer
+        return answer | {"everywhere": everywhere}
 
     async def _compact(self) -> None:
         """A fresh snapshot for workers to come. If there is none, the old one and its deltas still serve."""
@@ -305,6 +308,9 @@ class Supervisor:
         plan = None if key is None else self._config.plans.get(key.plan)
         if key is None or plan is None:
             return (asked.slot, refusals.PLAN_UNKNOWN)
+        refusal = standing(key, time.time())  # a worker that was stopped for a while may not know it yet
+        if refusal is not None:
+            return (asked.slot, refusal)
         plan = effective(plan, key.overrides)
         return (asked.slot, self._ledger.admit(owner, asked.slot, asked.key_id, asked.cls, plan))
 

@@ -195,7 +195,7 @@ def test_a_command_that_changes_nothing_says_so_and_leaves_no_trace(proxy: Proxy
         assert [answer["changed"] for answer in answers] == [times == 1, False]
         assert proxy.status()["generation"] == before + times
         shown = proxy.ask("keys", "show", key.id)
-        assert all(answer == shown | {"changed": answer["changed"]} for answer in answers)
+        assert all(answer == shown | {"changed": answer["changed"], "everywhere": True} for answer in answers)
     assert changes(proxy, key) == ["disable", "enable", "revoke"]
     with closing(sqlite3.connect(f"file:{proxy.directory}/state/keys.db?mode=ro", uri=True)) as db:
         entries = db.execute("SELECT uid, action FROM audit WHERE key_id = ? ORDER BY number", (key.id,)).fetchall()
