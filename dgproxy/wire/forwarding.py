@@ -52,16 +52,18 @@ def upstream_headers(
     """The headers for the upstream, framing excepted: the client's, less what is hop-by-hop, secret or ours, and ours.
 
     Headers that Connection names are dropped like hop-by-hop ones; ours are set after that, so that naming one there
-    removes nothing. `peer` is the client's address as text, `trace_id` 32 and `span_id` 16 hex digits.
+    removes nothing. A name that is one of ours but for `_` in place of `-` is dropped too: CGI, and what came after
+    it, reads both as one (RFC 3875 4.1.18). `peer` is the client's address as text, `trace_id` 32 and `span_id` 16
+    hex digits.
     """
     named = head.connection
     headers = [(b"Host", host)]
     headers += [
         (name, value)
         for name, value in head.headers
-        if name not in _NEVER_UPSTREAM
+        if (plain := name.replace(b"_", b"-")) not in _NEVER_UPSTREAM
         and name not in named
-        and not name.startswith((b"x-forwarded-", b"sec-websocket-"))
+        and not plain.startswith((b"x-forwarded-", b"sec-websocket-"))
     ]
     headers += [
         (b"X-Forwarded-For", peer),

@@ -95,6 +95,12 @@ def test_h13_what_is_hop_by_hop_or_secret_or_ours_does_not_pass(name: bytes) -> 
     assert got == OURS_ALWAYS
 
 
+@pytest.mark.parametrize("name", [name for name in NEVER if b"-" in name] + [b"content-length", b"transfer-encoding"])
+def test_h13_nor_does_a_name_that_cgi_takes_for_one_of_them(name: bytes) -> None:
+    assert forwarded(name.replace(b"-", b"_") + b": sentinel", name.replace(b"-", b"_", 1) + b": s") == OURS_ALWAYS
+    assert (b"x_mine", b"1") in forwarded(b"X_Mine: 1")
+
+
 def test_framing_is_not_ours_to_pass() -> None:
     assert forwarded(b"Content-Length: 0", b"Expect: 100-continue") == OURS_ALWAYS
     assert forwarded(b"Transfer-Encoding: chunked") == OURS_ALWAYS
