@@ -5,8 +5,11 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 LOCK    = deploy/lock
 
+FUZZ_SECONDS ?= 300
+FUZZ         ?=
+
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev test lint types contracts check lock clean
+.PHONY: help demo install dev test lint types contracts check fuzz differential lock clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -18,6 +21,12 @@ test: dev check ## every test, with lint, types and import contracts
 	$(BIN)/python -m pytest $(ARGS)
 
 check: lint types contracts
+
+fuzz: $(VENV)/.fuzz ## what reads foreign bytes, each harness for FUZZ_SECONDS=300; FUZZ=head for one of them
+	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
+
+differential: dev ## the same bytes to dgproxy, nginx and HAProxy (apt install nginx-light haproxy)
+	$(BIN)/python -m tests.differential $(ARGS)
 
 lint: dev
 	$(BIN)/ruff check .
@@ -33,7 +42,7 @@ dev: $(VENV)/.dev ## a virtual environment with all that tests and bench need
 
 install: $(VENV)/.demo
 
-# The three locks hold exact versions with hashes; nothing is compiled (wheels only).
+# The locks hold exact versions with hashes; nothing is compiled (wheels only).
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"dgproxy needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv and pip; on Debian: apt install python3-venv"; exit 1; }
@@ -52,10 +61,18 @@ $(VENV)/.dev: $(VENV)/.python $(LOCK)/dev.txt pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.demo
 
+# 130 MB that only fuzzing needs, hence on top of the rest and not in it.
+$(VENV)/.fuzz: $(VENV)/.dev $(LOCK)/fuzz.txt
+	@$(BIN)/python -c 'import platform as p, sys; sys.exit(0 if (p.system(), p.machine()) == ("Linux", "x86_64") and sys.version_info < (3, 14) else "atheris, the fuzzer, is built for CPython 3.11 to 3.13 on Linux x86-64 only")'
+	@echo "Installing the fuzzer into $(VENV) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r $(LOCK)/fuzz.txt
+	@touch $@
+
 lock: ## renew the locks from pyproject.toml (needs uv)
 	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet pyproject.toml -o $(LOCK)/run.txt
 	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --extra demo --group build pyproject.toml -o $(LOCK)/demo.txt
 	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --extra demo --group dev pyproject.toml -o $(LOCK)/dev.txt
+	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --group pyproject.toml:fuzz -o $(LOCK)/fuzz.txt
 
 clean: ## removes what was made here
 	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
