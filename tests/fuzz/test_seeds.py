@@ -3,6 +3,7 @@
 import dataclasses
 import random
 import re
+from types import ModuleType
 from typing import Final
 
 import h11
@@ -10,9 +11,11 @@ import pytest
 
 from dgproxy.access.credentials import Credential
 from dgproxy.wire import refusals, response
+from dgproxy.wire.chunked import Chunked
+from dgproxy.wire.frames import Tracker
 from dgproxy.wire.head import judge
 from dgproxy.wire.refusals import Refusal
-from tests.fuzz import credentials, head, response as fuzz_response
+from tests.fuzz import chunked, credentials, frames, head, response as fuzz_response
 from tests.fuzz.harness import inputs, load, names
 
 ROUNDS: Final = 40  # mutations of each input; `make fuzz` is for finding, this for not forgetting
@@ -97,6 +100,40 @@ def test_a_wrong_credential_is_found_out(
     monkeypatch.setattr(credentials, "find", lambda *_, **__: found)
     with pytest.raises(AssertionError):
         credentials.check(sent)
+
+
+class ForgivesAnEmptyLine(Chunked):
+    def feed(self, data: bytes) -> None:
+        super().feed(data.replace(b"\r\n\r\n0", b"\r\n0"))
+
+
+class ForgetsItsPlace(Tracker):
+    def scan(self, data: bytes | bytearray | memoryview, size: int, *, stop: bool = False) -> int:
+        self.left = 0
+        return super().scan(data, size, stop=stop)
+
+
+class PassesAll(Tracker):
+    def scan(self, data: bytes | bytearray | memoryview, size: int, *, stop: bool = False) -> int:  # noqa: ARG002
+        return size
+
+
+@pytest.mark.parametrize(
+    ("harness", "name", "broken", "sent"),
+    [
+        (chunked, "Chunked", ForgivesAnEmptyLine, b"5\r\naudio\r\n\r\n0\r\n\r\n"),
+        (frames, "Tracker", ForgetsItsPlace, b"\x82\x05\x82\x01\x82\x03\x82\x01a"),
+        (frames, "Tracker", PassesAll, b"\x82\x05audio\xc2\x00"),
+    ],
+    ids=["a chunk's end", "a frame's place", "a frame's bits"],
+)
+def test_a_reader_that_forgives_or_forgets_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, harness: ModuleType, name: str, broken: type, sent: bytes
+) -> None:
+    harness.check(sent)
+    monkeypatch.setattr(harness, name, broken)
+    with pytest.raises(AssertionError):
+        harness.check(sent)
 
 
 def test_an_answer_that_is_not_what_its_bytes_say_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
