@@ -1,4 +1,4 @@
-"""Every request that is sent: the rows of tests/wire/test_raw_http.py, the rest of bad-inputs.md F and H, and research.
+"""Every request that is sent: tests/bad_inputs F, H and W, the rest of bad-inputs.md F and H, and research.
 
 In a row, KEY stands for a good key. Behind what each row sends comes SECOND, a request that is good in itself: who
 takes it for one, where it stands in a body or behind a head that can't be trusted, is open to smuggling.
@@ -8,14 +8,14 @@ Browser-Powered Desync Attacks (2022: CL.0), HTTP/1.1 Must Die (2025: 0.CL, Expe
 "TE.0" (Bugcrowd, 2024); Weikop, Funky Chunks (2025: line ends and extensions of chunks).
 """
 
-import importlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-# By name, since tests/wire is no package that mypy may see under two names.
-_RAW: Final[Any] = importlib.import_module("tests.wire.test_raw_http")
-SECOND: Final[bytes] = _RAW.SECOND
+from tests.bad_inputs import test_f_framing as f, test_h_headers as h, test_w_handshake as w
+from tests.support import raw
+from tests.support.raw import SECOND
+
 SECOND_TARGET: Final = "/v1/models?second"
 
 
@@ -101,8 +101,7 @@ RULES: Final[dict[str, Rule]] = {
 
 
 def _post(*lines: bytes, first: bytes = b"POST /v1/listen HTTP/1.1", body: bytes = b"audio") -> bytes:
-    raw: bytes = _RAW.post(*lines, first=first)
-    return raw + body
+    return raw.post(*lines, first=first) + body
 
 
 def _get(*lines: bytes, target: bytes = b"/v1/models") -> bytes:
@@ -264,7 +263,7 @@ RESEARCH: Final[dict[str, bytes]] = {
     "S5 without Host": _bare(first=b"GET /v1/models HTTP/1.0"),
     "S5 kept alive": _bare(b"Host: dg", b"Connection: keep-alive", first=b"GET /v1/models HTTP/1.0"),
     "S5 Expect": _post(b"Content-Length: 5", b"Expect: 100-continue", first=b"POST /v1/listen HTTP/1.0"),
-    "S5 Upgrade": _bare(*_RAW.WS, b"Host: dg", first=b"GET /v1/listen HTTP/1.0"),
+    "S5 Upgrade": _bare(*raw.WS, b"Host: dg", first=b"GET /v1/listen HTTP/1.0"),
     "S5 a length": _post(b"Content-Length: 5", first=b"POST /v1/listen HTTP/1.0"),
     **{
         f"S6 {name}": _bare(*lines, first=b"GET " + target + b" HTTP/1.1")
@@ -363,19 +362,13 @@ RESEARCH: Final[dict[str, bytes]] = {
     "S15 GET": _get(),
     "S15 a length": _post(b"Content-Length: 5"),
     "S15 chunked": _chunks(_GOOD),
-    "S15 WebSocket": _bare(b"Host: dg", *_RAW.WS, first=b"GET /v1/listen HTTP/1.1"),
+    "S15 WebSocket": _bare(b"Host: dg", *raw.WS, first=b"GET /v1/listen HTTP/1.1"),
 }
-
-_PATHS: Final = "H3"  # of the rows that leave the connection open; the others there are about credentials
 
 
 def rows() -> Iterator[Row]:
     """All of them. What stands behind a row's own bytes is in it."""
-    for name, (sent, _) in _RAW.CLOSED.items():
-        if name.partition(" ")[0] in RULES:
-            yield Row(name, sent + SECOND)
-    for name, (sent, _) in _RAW.OPEN.items():
-        if name.startswith(_PATHS):
-            yield Row(name, sent + SECOND)
+    for name, (sent, _) in {**f.CLOSED, **h.CLOSED, **w.CLOSED, **h.OPEN}.items():
+        yield Row(name, sent + SECOND)
     for name, sent in {**CATALOGUE, **RESEARCH}.items():
         yield Row(name, sent + SECOND)

@@ -13,6 +13,7 @@ Verdicts = Mapping[str, Mapping[str, Verdict]]  # by row, then by the server com
 
 # Names of headers and trailers are for the table by row; here their kind is enough.
 _TOO: Final = re.compile(r"passes with `(?:(trailer) )?.*")
+_ID: Final = 60  # characters of a row's id in a line; the JSON has it whole
 BEGIN: Final = "<!-- measured: begin (python -m tests.differential --write-docs) -->"
 END: Final = "<!-- measured: end -->"
 
@@ -38,7 +39,7 @@ def table(
         )
         if row.id in explained.rows:
             beside += " [explained]"
-        lines.append((row.id, *(results[name][row.id].told() for name in results), beside or "same"))
+        lines.append((row.id[:_ID], *(results[name][row.id].told() for name in results), beside or "same"))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     return "".join(
         "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() + "\n" for line in lines

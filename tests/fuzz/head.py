@@ -4,12 +4,11 @@ The other parsers are more lenient than we are, so that only what we accept is p
 """
 
 import contextlib
-import importlib
-import importlib.util
 import re
-from typing import Any, Final
+from typing import Final
 
 import h11
+import httptools
 
 from dgproxy.wire import refusals
 from dgproxy.wire.head import MAX_HEAD, MAX_HEADERS, Head, find_end, judge
@@ -20,7 +19,6 @@ _REFUSALS: Final = frozenset(
     refusal.message for refusal in vars(refusals).values() if isinstance(refusal, Refusal)
 )  # sentences of the table: none is made from what was sent
 _METHODS: Final = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
-_HTTPTOOLS: Final[Any] = importlib.import_module("httptools") if importlib.util.find_spec("httptools") else None
 
 
 # Of random bytes few are a head. Those that are a good part of one lead further in.
@@ -56,8 +54,7 @@ def _check(data: bytes) -> None:
         return
     _is_what_its_bytes_say(head, raw)
     _h11_agrees(head, raw)
-    if _HTTPTOOLS is not None:
-        _llhttp_agrees(head, raw)
+    _llhttp_agrees(head, raw)
 
 
 def _arrives_in_pieces(data: bytes, whole: int | Refusal | None) -> None:
@@ -119,10 +116,10 @@ def _llhttp_agrees(head: Head, raw: bytes) -> None:
     if head.method not in _METHODS:
         return  # llhttp knows a list, some of them with another protocol's rules; we know a syntax
     heard = _Heard()
-    parser = _HTTPTOOLS.HttpRequestParser(heard)
+    parser = httptools.HttpRequestParser(heard)
     # llhttp takes white space behind a value for a part of it, and refuses `chunked<SP><HTAB>` for that; RFC 9112 5
     # has it stripped, and we write each header anew.
-    with contextlib.suppress(_HTTPTOOLS.HttpParserUpgrade):
+    with contextlib.suppress(httptools.HttpParserUpgrade):
         parser.feed_data(re.sub(rb"[ \t]+\r\n", b"\r\n", raw))
     assert heard.complete
     assert (parser.get_method(), heard.target) == (head.method, head.target)

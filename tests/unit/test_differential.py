@@ -10,8 +10,9 @@ import pytest
 
 from tests.differential import report
 from tests.differential.compare import Explained, Result, Verdict, compare
-from tests.differential.corpus import RULES, SECOND, Row, rows
+from tests.differential.corpus import RULES, Row, rows
 from tests.differential.upstream import Seen, Upstream
+from tests.support.raw import SECOND
 
 REPOSITORY: Final = Path(__file__).parents[2]
 REFUSED: Final = Result(statuses=(400,), ended=True)
