@@ -111,7 +111,10 @@ def judge(raw: bytes) -> Head | Refusal:
     headers: Headers = []
     for line in lines:
         name, _, value = line.partition(b":")
-        headers.append((name.lower(), value.strip(b" \t")))
+        name = name.lower()
+        if name in _FRAMING_NAMES and b"\t" in value:
+            return BAD_FRAMING  # optional white space by RFC 9110 5.6.3, which strict parsers refuse here all the same
+        headers.append((name, value.strip(b" \t")))
     return _frame(raw, method, target, int(minor), headers)
 
 
