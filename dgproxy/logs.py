@@ -153,8 +153,15 @@ class _Json:
         return self._encode({"time": _now(), "level": level, "event": event, **line})
 
 
+def _quoted(value: object) -> object:
+    """A text that could be taken for more than one field, in quotes."""
+    if isinstance(value, str) and any(odd in value for odd in ' "='):
+        return '"' + value.replace('"', r"\"") + '"'
+    return value
+
+
 class _Console:
     def __call__(self, _: Any, __: str, line: MutableMapping[str, Any]) -> bytes:
         level, event = line.pop("level"), line.pop("event")
-        rest = " ".join(f"{key}={value}" for key, value in line.items())
+        rest = " ".join(f"{key}={_quoted(value)}" for key, value in line.items())
         return f"{_now()} {level:<7} {event:<18} {rest}".encode()

@@ -9,13 +9,15 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
-from dgproxy.wire.head import Headers
+from dgproxy.wire.forwarding import CREDENTIALS
+from dgproxy.wire.head import Head, Headers
 from dgproxy.wire.refusals import BAD_CREDENTIAL, BAD_HANDSHAKE, NO_CREDENTIAL, TWO_CREDENTIALS, Refusal
 
 SCHEMES: Final = frozenset({"token", "bearer"})
 MAX_OFFERS: Final = 16  # subprotocols; JS 5 offers four
 _AUTHORIZATION = re.compile(rb"(token|bearer) ([!#$%&'*+.^_`|~0-9A-Za-z-]+)", re.IGNORECASE)
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2: all that a subprotocol can carry
+_NEVER_UPSTREAM = CREDENTIALS | {b"sec-websocket-protocol"}
 _PAIRED = frozenset({"x-deepgram-session-id"})  # JS 5 sends this name and then its value among the subprotocols
 
 
@@ -56,6 +58,12 @@ def find(headers: Headers, *, websocket: bool) -> Credential | Refusal:
     if any(other.value != found[0].value for other in found):
         return TWO_CREDENTIALS
     return found[-1]  # the subprotocol's, if there is one: it must be answered
+
+
+def elsewhere(head: Head, credential: Credential) -> bool:
+    """Whether a good credential also stands where it would reach the upstream: in the target or in another header."""
+    value = credential.value
+    return value in head.target or any(value in text for name, text in head.headers if name not in _NEVER_UPSTREAM)
 
 
 def _subprotocol(value: bytes) -> Credential | Refusal | None:

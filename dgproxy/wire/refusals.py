@@ -53,6 +53,7 @@ NO_WEBSOCKET = Refusal(404, "NOT_FOUND", "This path is not served as a WebSocket
 NO_CREDENTIAL = Refusal(401, "INVALID_AUTH", "No ingress API key was sent.")
 BAD_CREDENTIAL = Refusal(401, "INVALID_AUTH", "Invalid credentials.")
 TWO_CREDENTIALS = Refusal(400, "BAD_REQUEST", "More than one credential was sent.")
+REPEATED_CREDENTIAL = Refusal(400, "BAD_REQUEST", "The credential was sent in a second place, which goes upstream.")
 KEY_DISABLED = Refusal(401, "INVALID_AUTH", "This ingress API key is disabled.")
 KEY_REVOKED = Refusal(401, "INVALID_AUTH", "This ingress API key was revoked.")
 KEY_EXPIRED = Refusal(401, "INVALID_AUTH", "This ingress API key has expired.")

@@ -188,9 +188,12 @@ class Connection:
         if isinstance(credential, Refusal):
             return await self._refuse(credential, request_id, "credential", meter)
 
+        meter.secret = credential.value
         key = worker.table.check(credential.value, worker.pepper, time.time())  # phase: key
         if isinstance(key, Refusal):
             return await self._refuse(key, request_id, "key", meter, credential=credential)
+        if credentials.elsewhere(head, credential):
+            return await self._refuse(refusals.REPEATED_CREDENTIAL, request_id, "key", meter)
         meter.key = key
         self.meter = meter
         worker.live.add(key, self)

@@ -11,6 +11,7 @@ from dgproxy.wire.deepgram import Class
 from dgproxy.wire.forwarding import client_request_id
 from dgproxy.wire.head import Head
 
+_SHORTEST_SECRET = 8  # characters; shorter ones occur in honest text
 _USER_AGENT = 128  # characters of it in the log
 _UPSTREAM_ID = 128  # bytes of the upstream's own request id in the log; a UUID has 36
 
@@ -39,6 +40,7 @@ class Meter:
     peer: str
     head: Head
     cls: Class | None = None
+    secret: bytes | None = field(default=None, repr=False)  # the credential: no line about the request holds it
     key: Key | None = None
     upstream: str | None = None
     dg_request_id: bytes | None = None
@@ -55,17 +57,26 @@ class Meter:
     def fields(self) -> dict[str, Any]:
         """What every log line about this request says of it."""
         agent = self.head.one(b"user-agent")
+        own = client_request_id(self.head)
+        path = redaction.target(self.head.path, self.head.query, served=self.cls is not None)
         return {
             "request_id": self.request_id,
             "peer": self.peer,
             "key_id": self.key_id,
             "class": self.cls,
             "method": self.head.method,
-            "path": redaction.target(self.head.path, self.head.query, served=self.cls is not None),
-            "client_request_id": client_request_id(self.head),
+            "path": self._without_secret(path),
+            "client_request_id": None if own is None else self._without_secret(own.decode("latin-1")),
             # Redacted before it is cut: what is left of a credential at the edge would not look like one any more.
-            "user_agent": None if agent is None else redaction.redact(agent.decode("latin-1"))[:_USER_AGENT],
+            "user_agent": None
+            if agent is None
+            else redaction.redact(self._without_secret(agent.decode("latin-1")))[:_USER_AGENT],
         }
+
+    def _without_secret(self, text: str) -> str:
+        """A key that another system made looks like nothing in particular: only here is it known what to look for."""
+        secret = "" if self.secret is None else self.secret.decode("latin-1")
+        return text.replace(secret, redaction.REDACTED) if len(secret) >= _SHORTEST_SECRET else text
 
     def closing(self) -> dict[str, Any]:
         """How a WebSocket was closed, for its last line."""

@@ -80,6 +80,8 @@ OPEN: Final[dict[str, tuple[bytes, int]]] = {
     "C4 X-Api-Key twice": (BODILESS + b"X-Api-Key: KEY\r\nx-api-key: KEY\r\n\r\n", 400),
     "C4 two that differ": (BODILESS + AUTH + b"X-Api-Key: another\r\n\r\n", 400),
     "C5 query": (b"GET /v1/models?token=KEY&api_key=KEY HTTP/1.1\r\nHost: dg\r\n\r\n", 401),
+    "C5 query, beside a good one": (b"GET /v1/models?token=KEY HTTP/1.1\r\nHost: dg\r\n" + AUTH + b"\r\n", 400),
+    "C5 header, beside a good one": (BODILESS + AUTH + b"X-Request-Id: KEY\r\n\r\n", 400),
     "C5 cookie": (BODILESS + b"Cookie: token=KEY\r\n\r\n", 401),
     "C5 path": (b"GET /v1/models/KEY HTTP/1.1\r\nHost: dg\r\n\r\n", 401),
     "C5 another path": (b"GET /KEY HTTP/1.1\r\nHost: dg\r\n\r\n", 404),

@@ -310,6 +310,6 @@ def test_h15_on_a_console_they_are_shown_and_not_obeyed(new_proxy: Callable[...,
             (first, _) = exchange(proxy, sent.replace(b"Token KEY", b"Token wrong") + SECOND)
             request_id = first.value("dg-request-id")
             line = proxy.stderr.wait_for(lambda line, wanted=request_id: wanted in line)  # type: ignore[misc]
-            assert shown in line
+            assert shown.replace('"', r"\"") in line
         assert not any(CONTROL.search(line) for line in proxy.stderr.lines())
     assert len(upstream.heads()) == len(TOLD)

@@ -5,7 +5,8 @@ from typing import Final
 import pytest
 from hypothesis import given, strategies as st
 
-from dgproxy.access.credentials import Credential, find
+from dgproxy.access.credentials import Credential, elsewhere, find
+from dgproxy.wire.head import Head, judge
 from dgproxy.wire.refusals import BAD_CREDENTIAL, BAD_HANDSHAKE, NO_CREDENTIAL, TWO_CREDENTIALS, Refusal
 
 KEY: Final = b"dgp_0123456789_abcdefghijklmnopqrstuvwxyzABCDEF123456"
@@ -162,3 +163,31 @@ def test_no_headers_make_it_raise_and_every_refusal_is_of_400_or_401(
         assert found.status in {400, 401}
     else:
         assert found.value
+
+
+# --- a good one, in a second place -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("target", "line"),
+    [
+        (b"/v1/models?key=" + KEY, b"X-A: b"),
+        (b"/v1/models/" + KEY, b"X-A: b"),
+        (b"/v1/models", b"X-A: " + KEY),
+        (b"/v1/models", b"X-Request-Id: a-" + KEY),
+        (b"/v1/models", b"User-Agent: me/" + KEY),
+    ],
+)
+def test_a_credential_that_also_stands_where_it_would_go_upstream_is_seen(target: bytes, line: bytes) -> None:
+    head = judge(
+        b"GET " + target + b" HTTP/1.1\r\nHost: dg\r\n" + line + b"\r\nAuthorization: Token " + KEY + b"\r\n\r\n"
+    )
+    assert isinstance(head, Head)
+    assert elsewhere(head, Credential(KEY, "authorization"))
+
+
+def test_a_credential_in_two_places_of_its_own_is_in_no_other() -> None:
+    lines = b"Authorization: Bearer " + KEY + b"\r\nX-Api-Key: " + KEY + b"\r\nCookie: k=" + KEY
+    head = judge(b"GET /v1/models HTTP/1.1\r\nHost: dg\r\n" + lines + b"\r\n\r\n")
+    assert isinstance(head, Head)
+    assert not elsewhere(head, Credential(KEY, "authorization"))

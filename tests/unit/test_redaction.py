@@ -278,7 +278,7 @@ def test_console_shows_what_an_escape_was() -> None:
     with pipe("console") as written:
         line = written.line(events.REQUEST_CLOSE, user_agent="\x1b[2J\r\n")
     assert b"user_agent=\\u001b[2J\\u000d\\u000a" in line
-    assert re.match(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z info    request\.close +process=worker 0 ", line)
+    assert re.match(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z info    request\.close +process=\"worker 0\" ", line)
 
 
 def test_a_field_that_the_event_does_not_list_is_dropped_and_none_left_out() -> None:
