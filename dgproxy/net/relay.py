@@ -12,7 +12,8 @@ Rules of this file:
 - An end of stream passes on as a half-close, after all that came before it. A source that breaks ends both directions;
   a sink that refuses ends its own, so that its last words, which may be on their way, are still read.
 - Of a connection that was reset, libuv tells once and then polls it no more, even if bytes are left to read. So a sink
-  that refuses has its other direction drained, and a stream on which nothing moves is looked at each second (check).
+  that refuses has its other direction drained, and a stream on which nothing moves is looked at each second (check):
+  a client that is gone is then not waited for, though bytes of its own wait for an upstream that does not take them.
 
 Read once per event: a read shorter than the buffer has emptied the socket, and the buffer holds four TLS records.
 """
@@ -170,8 +171,13 @@ class Direction:
 
     def drain_if_dead(self) -> None:
         """drain(), if the source's connection was reset."""
-        if not self.done and not self._paused and self._source.reset:
+        if not self._paused and self.dead:
             self.drain()
+
+    @property
+    def dead(self) -> bool:
+        """Whether the source's connection was reset, with bytes left to read or to be taken by the sink."""
+        return not self.done and self._source.reset
 
     # --- the source -------------------------------------------------------------------------------------------------
 
@@ -456,6 +462,8 @@ class Relay:
         self.up.drain_if_dead()
         if not self._over:
             self.down.drain_if_dead()
+        if not self._over and not self._finishing and (self._broken is Side.DOWNSTREAM or self.up.dead):
+            self._on_end(Side.DOWNSTREAM)
 
     @property
     def progress(self) -> int:

@@ -663,3 +663,56 @@ def test_bytes_that_wait_are_given_back_when_the_relay_is_stopped(
         await asyncio.wait((sending,))
 
     run(work, secure_client=secure_client, secure_server=secure_server, buffer=SMALL)
+
+
+# --- gone while bytes wait -------------------------------------------------------------------------------------------
+
+
+@kinds
+@pytest.mark.parametrize("both_ways", [True, False])
+def test_a_client_that_resets_while_its_upstream_takes_nothing_is_found_out_by_the_next_check(
+    *, secure_client: bool, secure_server: bool, both_ways: bool
+) -> None:
+    """Its fd is not in the loop then: nothing of it is read, and perhaps nothing waits for it."""
+
+    async def work(rig: Rig) -> None:
+        rig.start(frames=True)
+        sending = [await stuck(rig, Side.DOWNSTREAM, of(Side.DOWNSTREAM)(BINARY, bytes(BIG * 10)))]
+        if both_ways:
+            sending.append(await stuck(rig, Side.UPSTREAM, of(Side.UPSTREAM)(BINARY, bytes(BIG * 10))))
+        for task in sending:
+            task.cancel()
+        await asyncio.wait(sending)
+        rig.relay.check()
+        assert not rig.ends  # slow is not gone
+        rig.client.reset()
+        await ticks(20)
+        rig.relay.check()
+        assert await rig.end() is Side.DOWNSTREAM
+
+    run(work, secure_client=secure_client, secure_server=secure_server, buffer=SMALL)
+
+
+def test_an_upstream_that_resets_while_its_client_is_slow_has_its_last_words_delivered() -> None:
+    async def work(rig: Rig) -> None:
+        rig.start(frames=True)
+        last = of(Side.UPSTREAM)(BINARY, bytes(BIG))
+        sending = await stuck(rig, Side.UPSTREAM, last)
+        got = b""
+        while rig.relay.down.tracker.left:
+            got += await rig.client.read()
+        await sending
+        rig.server.reset()
+        await ticks(20)
+        rig.relay.check()
+        if blocked(rig.relay.down):
+            assert not rig.ends
+        while len(got) < len(last):
+            got += await rig.client.read()
+        assert got == last
+        while not rig.ends:
+            rig.relay.check()
+            await ticks(1)
+        assert await rig.end() is Side.UPSTREAM
+
+    run(work, secure_client=False, secure_server=False, buffer=SMALL)

@@ -69,6 +69,7 @@ class Talker:
         except ConnectionError:
             self.lost_some = True
             self.over = "told"
+            self.raw.clear()
             return 0
 
     def read(self) -> None:
