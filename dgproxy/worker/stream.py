@@ -132,6 +132,8 @@ class Stream:
         meter = self.meter
         meter.bytes_in, meter.bytes_out = up.count, down.count
         meter.code_from_client, meter.code_from_upstream = _code(up), _code(down)
+        if not down.finished or down.tracker.closed:
+            meter.code_sent = None  # the client did not get ours
         if down.finished or (reason in (End.COMPLETE, End.UPSTREAM_GONE) and not up.heard_end):
             self.lingers = True  # what the client still sends would reset what is on its way to it
         elif reason is End.COMPLETE:
@@ -178,9 +180,10 @@ class Stream:
         self._close(end, _PROTOCOL_ERROR, f"The {side} broke the WebSocket protocol.", upstream=_PROTOCOL_ERROR)
 
     def _on_relay_end(self, broken: Side | None) -> None:
+        both_closed = self._relay.up.tracker.closed and self._relay.down.tracker.closed
         if self._cut is not None:
             self.end(self._cut)
-        elif broken is None:
+        elif broken is None or both_closed:  # who drops the connection then has broken nothing
             self.end(End.COMPLETE)
         elif broken is Side.DOWNSTREAM:
             self.end(End.CLIENT_GONE)
