@@ -178,7 +178,7 @@ def unmasked_close(raw: bytes) -> tuple[int, bytes]:
 # --- W5, W6, W7, W11: frames that break the rules --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("row", FROM_CLIENT)
+@pytest.mark.parametrize("row", FROM_CLIENT, ids=list(FROM_CLIENT))
 def test_a_client_that_breaks_the_rules_gets_1002_and_so_does_its_upstream(
     proxy: Proxy, upstream: Upstream, key: str, row: str
 ) -> None:
@@ -202,7 +202,7 @@ def test_a_client_that_breaks_the_rules_gets_1002_and_so_does_its_upstream(
     honest(proxy, key)
 
 
-@pytest.mark.parametrize("row", FROM_UPSTREAM)
+@pytest.mark.parametrize("row", FROM_UPSTREAM, ids=list(FROM_UPSTREAM))
 def test_an_upstream_that_breaks_the_rules_gets_1002_and_so_does_its_client(
     playing: tuple[Stage, Proxy, str], row: str
 ) -> None:
@@ -297,7 +297,7 @@ def test_w3_a_bad_frame_before_the_101_ends_the_stream_after_it(playing: tuple[S
     honest(proxy, key)
 
 
-@pytest.mark.parametrize("row", BAD_101)
+@pytest.mark.parametrize("row", BAD_101, ids=list(BAD_101))
 def test_w4_a_101_that_is_none_is_a_502(playing: tuple[Stage, Proxy, str], row: str) -> None:
     set_, proxy, key = playing
     got: queue.Queue[bytes] = queue.Queue()
@@ -317,7 +317,7 @@ def test_w4_a_101_that_is_none_is_a_502(playing: tuple[Stage, Proxy, str], row: 
     honest(proxy, key)
 
 
-@pytest.mark.parametrize("row", STATUSES)
+@pytest.mark.parametrize("row", STATUSES, ids=list(STATUSES))
 def test_w4_a_plain_answer_is_passed_as_it_is_and_no_tunnel(playing: tuple[Stage, Proxy, str], row: str) -> None:
     set_, proxy, key = playing
     got: queue.Queue[bytes] = queue.Queue()
