@@ -50,17 +50,19 @@ GONE: Final = Served(End.CLIENT_GONE, keep=False)
 
 
 async def read_answer(conversation: Upstream, upstream: Endpoint, timeout: float) -> Answer:
-    """The head of the upstream's final answer; `timeout` bounds each wait.
+    """The head of the upstream's final answer, all of which must come within `timeout` seconds.
 
     Raises:
         BadAnswer: it is malformed, or the upstream ended without one.
         Lost: the connection broke, or nothing came in time.
     """
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + timeout
     while True:
         answer = conversation.answer()
         if isinstance(answer, Answer):
             return answer
-        data = await upstream.read(timeout)
+        data = await upstream.read(max(deadline - clock(), 0.0))
         if not data:
             raise BadAnswer("ended without an answer")
         conversation.feed(data)

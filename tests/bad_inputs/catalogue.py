@@ -113,12 +113,13 @@ CATALOGUE: Final[dict[str, str]] = {
 }
 
 # Every id of these groups has its rows; the others are on their way.
-COMPLETE: Final = "FHC"
+COMPLETE: Final = "FHCWU"
 
 # Not built yet: why, and what keeps the risk away until then (what a test can say of that is in test_catalogue.py).
 NOT_YET: Final[dict[str, str]] = {
     "H10": "not built yet; a configuration with server.trusted_proxies is refused at start, so no header is believed",
     "H11": "not built yet; a configuration with server.proxy_protocol is refused at start",
+    "U8": "not built yet: this release does not look at an upstream's status, so no odd one can mislead it",
     "C7": "not built yet; a secret has 190 bits and a guess costs one digest, whatever is sent; until then the "
     "configuration's check says that auth.failures_per_address is not enforced",
 }
@@ -126,6 +127,7 @@ NOT_YET: Final[dict[str, str]] = {
 # Rows that live where what they look at lives.
 ELSEWHERE: Final[dict[str, str]] = {
     **dict.fromkeys(("F16", "F17", "F18", "F19"), "wire/test_chunked.py"),
+    "W16": "unit/test_frames.py",
 }
 
 

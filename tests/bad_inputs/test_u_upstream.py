@@ -261,7 +261,6 @@ def test_an_upstream_whose_head_has_no_end_is_a_502(playing: tuple[Stage, Proxy]
     served(proxy)
 
 
-@pytest.mark.xfail(reason="response_timeout bounds each wait for a piece of the head, not the head: worker/exchange.py")
 def test_u5_an_answer_whose_head_drips_is_given_up(playing: tuple[Stage, Proxy]) -> None:
     set_, proxy = playing
     over = threading.Event()
