@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.streams import POINTS, machine, raise_fd_limit
+from dgproxy.wire.frames import BINARY, CLOSE, TEXT
+from tests.support.frames import frame
 from tests.support.proxy import DGPROXY, Proxy
-from tests.support.streams import BINARY, CLOSE, TEXT, RawStream, frame
+from tests.support.raw_ws import RawStream
 from tests.support.upstreams import Upstream
 
 TARGET: Final = "/v1/listen?model=nova-3&encoding=linear16&sample_rate=16000&standin_echo=1"
@@ -48,7 +50,7 @@ def open_streams(proxy: Proxy, key: str, count: int) -> list[Live]:
     found = []
     for number in range(count):
         kind = KINDS[number % 10 + 1] if number % 10 < len(KINDS) - 1 else KINDS[0]
-        stream = RawStream(proxy, key, TARGET, receive_buffer=4096 if kind == "not reading" else None)
+        stream = RawStream(proxy, key, TARGET, buffer=4096 if kind == "not reading" else None)
         match kind:
             case "mid-frame":
                 stream.send(MESSAGE[:1000])
@@ -162,7 +164,7 @@ def run(count: int, others: int, directory: Path) -> dict[str, Any]:
             while time.monotonic() < until:
                 pump.turn()
             for live in lives + bystanders:
-                live.stream.close()
+                live.stream.sock.close()
             assert returned is not None, "the command hangs"
             kinds: dict[str, Any] = {}
             for kind in KINDS:

@@ -136,9 +136,10 @@ class Direction:
     def finish(self, frame: bytes, *, between_messages: bool) -> None:
         """Passes on no more than to the next place for a frame of our own, then that frame.
 
+        One that waits for the end of a message may be overtaken by one that need not.
         `finished` is set, and on_end called, when the sink's kernel has taken it; until then there is no bound.
         """
-        if self._shut or self._closing or self._finish is not None:
+        if self._shut or self._closing:
             return
         tracker = self.tracker
         if tracker.closed:
