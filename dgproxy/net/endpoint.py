@@ -10,8 +10,10 @@ Rules of this file:
 import asyncio
 import contextlib
 import enum
+import errno
 import fcntl
 import math
+import os
 import socket
 import struct
 import sys
@@ -159,6 +161,8 @@ class Endpoint:
                 raise self._lost
             if self._eof:
                 return b""
+            if self._closed:
+                raise Lost(Cause.CLOSED)
             self._on_readable()  # libuv tells only once of a reset connection, whose bytes may come in several reads
             if self._chunks or self.gone:
                 continue
@@ -453,6 +457,8 @@ class Endpoint:
         self._loop.remove_writer(self.fd)
         self.sock.close()
         self._tls = None
+        # OpenSSL knows the number only, which is the next connection's: nothing may be left that leads to it.
+        self._recv, self._send, self._pending = _no_bytes, _takes_nothing, _nothing
         for waiter in (self._waiter, self._ready):
             if waiter is not None:
                 _settle(waiter, Lost(Cause.CLOSED))
@@ -471,6 +477,14 @@ def _settle(waiter: "asyncio.Future[None]", error: Lost | None = None) -> None:
 def _caused(lost: Lost, error: OSError) -> Lost:
     lost.__cause__ = error
     return lost
+
+
+def _no_bytes() -> bytes:
+    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+
+def _takes_nothing(_: Any) -> int:
+    raise OSError(errno.EBADF, os.strerror(errno.EBADF))
 
 
 def _nothing() -> int:

@@ -525,6 +525,40 @@ def test_released_it_is_out_of_the_loop_with_what_was_read_ahead(*, secure: bool
     run(work)
 
 
+@secured
+@pytest.mark.parametrize("how", ["close", "abort", "truncate"])
+def test_an_end_leaves_nothing_that_reads_or_writes_whoever_has_its_number_next(*, secure: bool, how: str) -> None:
+    async def work() -> None:
+        endpoint, peer, loop = await pair(secure=secure)
+        near, far = tcp_pair()
+        getattr(endpoint, how)()
+        os.dup2(near.fileno(), endpoint.fd)  # a connection that is accepted now has the lowest number that is free
+        try:
+            far.send(b"of another client")
+            for use in (endpoint.read(LONG), endpoint.write(b"x", LONG), endpoint.discard(LONG, LONG, 100)):
+                with contextlib.suppress(Lost):
+                    await use
+            endpoint.watch(on_gone=lambda: None)
+            endpoint.half_close()
+            endpoint.shut()
+            endpoint.close()
+            await ticks(10)
+            with pytest.raises(Lost) as lost:
+                await endpoint.read(LONG)
+            assert lost.value.cause is Cause.CLOSED
+            assert near.recv(100) == b"of another client"
+            with pytest.raises(BlockingIOError):
+                far.recv(100)
+            assert endpoint.fd not in loop.readers | loop.writers
+        finally:
+            os.close(endpoint.fd)
+        for sock in (near, far):
+            sock.close()
+        peer.close()
+
+    run(work)
+
+
 # --- what is held counts ---------------------------------------------------------------------------------------------
 
 
