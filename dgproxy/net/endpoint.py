@@ -28,6 +28,7 @@ from dgproxy.net.budget import Budget, unbounded
 CHUNK: Final = 64 * 1024  # bytes a read; a TLS record holds 16 KiB at most
 EARLY: Final = 32 * 1024  # bytes held that nobody asked for yet (spec part 5)
 _TCP_CLOSE: Final = b"\x07"  # the first byte of struct tcp_info, linux/tcp.h
+_NOWHERE: Final = bytearray(CHUNK)  # where all put what they throw away: one each would cost more than what is held
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
 
 
@@ -405,11 +406,10 @@ class Endpoint:
         self._stop_reading()
         if self._chunks:
             self._take()  # it would count until the end, and nobody asks for it any more
-        buffer = bytearray(CHUNK)
         deadline = self._loop.time() + seconds
         while most > 0 and not self._closed:
             try:
-                size = socket.socket.recv_into(self.sock, buffer)
+                size = socket.socket.recv_into(self.sock, _NOWHERE)
             except BlockingIOError:
                 try:
                     wait = min(idle, deadline - self._loop.time())

@@ -203,9 +203,10 @@ class Connection:
             if self._cut is None or self._task is None:
                 raise
             self._task.uncancel()
-            return await self._end_cut(meter, self._cut)
         finally:
             worker.live.remove(key, self)
+        # Not above: the exception would hold all that was on its way, for as long as the client is seen off.
+        return await self._end_cut(meter, self._cut)
 
     async def _serve_key(
         self,

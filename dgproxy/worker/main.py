@@ -39,7 +39,6 @@ from dgproxy.worker.stream import CUT_WITHIN, Stream
 ORPHAN_DRAIN: Final = 3.0  # seconds; spec: no process and no bound port left 5 s after the supervisor's death
 _SEEN_OFF_WITHIN: Final = 0.5  # seconds for clients to take their last bytes when the worker ends
 _TICK: Final = 1.0  # seconds: idle streams, usage reports
-_STALLED: Final = 1.0  # seconds in which no byte moved: longer than a round trip to anywhere
 _IGNORED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE)
 
 
@@ -243,19 +242,19 @@ class Worker:
         self.loop.call_soon(self._shed)
 
     def _shed(self) -> None:
-        """Ends whoever holds most until it is bearable, those first whose bytes do not move."""
+        """Ends those whose bytes have taken the most room for the longest time, until it is bearable."""
         excess = self.budget.excess
         if not excess:  # the peers took it meanwhile
             return
-        moves = self.loop.time() - _STALLED
+        now = self.loop.time()
 
-        def rank(holder: Stream | Connection) -> tuple[bool, int]:
-            busy = isinstance(holder, Connection) and holder.held_since > moves  # streams hold next to nothing if well
-            return busy, -holder.held
+        def burden(holder: Stream | Connection) -> float:
+            stood_still = now - holder.held_since if isinstance(holder, Connection) else _TICK  # unknown of a stream
+            return holder.held * stood_still if holder.held else 0.0
 
         holders: list[Stream | Connection] = [*self.streams, *self._connections.values()]
         shed = 0
-        for holder in sorted(holders, key=rank):
+        for holder in sorted(holders, key=burden, reverse=True):
             if self.budget.used <= self.budget.bearable:
                 break
             if not holder.held:

@@ -1,4 +1,4 @@
-"""Who is ended when a worker holds too many bytes: those whose bytes do not move, the largest first, and no more."""
+"""Who is ended when a worker holds too many bytes: those whose bytes stand still, the largest first, and no more."""
 
 import asyncio
 import math
@@ -122,6 +122,17 @@ def test_among_those_that_stand_still_the_largest_go_first_and_no_more_than_it_t
         assert [one.held for one in stalled] == [100, 0, 200, 350]
         assert stream.held == 50
         assert bench.said == [{"excess": 50 + 50, "ended": 1}]
+
+    run(work)
+
+
+def test_one_that_keeps_a_drip_going_is_no_better_off_than_it_should_be() -> None:
+    async def work(bench: Bench) -> None:
+        busy = [bench.request(300, 0.002) for _ in range(2)]
+        dripping = bench.request(450, 0.2)
+        await asyncio.sleep(0)
+        assert [one.held for one in busy] == [300, 300]
+        assert dripping.held == 0
 
     run(work)
 
