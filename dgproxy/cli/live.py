@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import rich_click as click
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from dgproxy.access.keys import PREFIX
@@ -69,11 +69,12 @@ def _ask(config: str | None, command: str, args: dict[str, Any]) -> Any:
 
 
 def _streams_for_people(rows: list[dict[str, Any]]) -> Table:
-    table = Table("id", "key", "class", "kind", "age", "bytes in", "bytes out", "peer", "upstream", "worker")
+    whole = Column("id", no_wrap=True)  # to be copied into `streams kill`
+    table = Table(whole, "key", "class", "kind", "age", "bytes in", "bytes out", "peer", "upstream", "worker")
     for row in rows:
         kind = "stream" if row["websocket"] else "request"
         table.add_row(
-            Text(row["id"], overflow="fold"),
+            row["id"],
             row["key_id"],
             row["class"],
             kind if row["status"] else f"{kind}, waiting",
