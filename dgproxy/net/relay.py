@@ -165,6 +165,11 @@ class Direction:
         """Bytes that wait for the sink."""
         return self._taken
 
+    @property
+    def moved(self) -> int:
+        """Bytes that the sink's kernel has taken."""
+        return self.count - (0 if self._pending is None else len(self._pending))
+
     def drain(self) -> None:
         """Reads all that a source which is dead has left (see the rules on resets)."""
         while not self.done and not self._paused and self._on_source():
@@ -465,11 +470,6 @@ class Relay:
             self.down.drain_if_dead()
         if not self._over and not self._finishing and (self._broken is Side.DOWNSTREAM or self.up.dead):
             self._on_end(Side.DOWNSTREAM)
-
-    @property
-    def progress(self) -> int:
-        """Bytes passed on so far, both ways: as long as it rises, the stream lives."""
-        return self.up.count + self.down.count
 
     @property
     def held(self) -> int:

@@ -249,8 +249,7 @@ class Worker:
         now = self.loop.time()
 
         def burden(holder: Stream | Connection) -> float:
-            stood_still = now - holder.held_since if isinstance(holder, Connection) else _TICK  # unknown of a stream
-            return holder.held * stood_still if holder.held else 0.0
+            return holder.held * (now - holder.held_since) if holder.held else 0.0
 
         holders: list[Stream | Connection] = [*self.streams, *self._connections.values()]
         shed = 0

@@ -7,6 +7,7 @@ it has for the whole.
 """
 
 import asyncio
+import math
 from collections.abc import Callable
 from os import urandom
 from typing import Final
@@ -38,14 +39,16 @@ class Stream:
 
     __slots__ = (
         "_cut",
+        "_down_moved",
+        "_down_since",
         "_ended",
-        "_idle_since",
         "_loop",
         "_on_end",
-        "_progress",
         "_relay",
         "_slot",
         "_timer",
+        "_up_moved",
+        "_up_since",
         "downstream",
         "lease",
         "lingers",
@@ -74,8 +77,8 @@ class Stream:
         self._ended: End | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._relay = Relay(loop, downstream, lease.endpoint, buffer, budget, self._on_relay_end, self._on_fault)
-        self._progress = 0
-        self._idle_since = loop.time()
+        self._up_moved = self._down_moved = 0
+        self._up_since = self._down_since = loop.time()  # when either last moved
         self.seat: Slot | None = None  # of the connection's source, where that is limited
         self.lingers = False  # after its end somebody must await linger()
 
@@ -84,25 +87,38 @@ class Stream:
         self._relay.start(from_downstream, from_upstream)
 
     def tick(self, now: float, idle: float) -> None:
-        """Ends the stream if no byte moved for `idle` seconds. Called each second or so; costs nothing per message."""
-        relay = self._relay
-        self.meter.bytes_in, self.meter.bytes_out = relay.up.count, relay.down.count
-        progress = relay.progress
-        if progress != self._progress:
-            self._progress = progress
-            self._idle_since = now
-            return
-        relay.check()
-        quiet = now - self._idle_since
-        if quiet >= _CLOSED_WITHIN and relay.up.tracker.closed and relay.down.tracker.closed:
+        """Ends the stream if for `idle` seconds no byte moved, or none of those that wait for one of the two.
+
+        Called each second or so; costs nothing per message.
+        """
+        up, down = self._relay.up, self._relay.down
+        self.meter.bytes_in, self.meter.bytes_out = up.count, down.count
+        if up.moved != self._up_moved:
+            self._up_moved = up.moved
+            self._up_since = now
+        if down.moved != self._down_moved:
+            self._down_moved = down.moved
+            self._down_since = now
+        quiet = now - max(self._up_since, self._down_since)
+        if quiet:
+            self._relay.check()
+        if quiet >= _CLOSED_WITHIN and up.tracker.closed and down.tracker.closed:
             self.end(End.COMPLETE)
         elif quiet >= idle:
             self._close(End.IDLE, _GOING_AWAY, f"Nothing was sent for {idle:g} seconds.")
+        elif now - self.held_since >= idle:
+            self._close(End.IDLE, _GOING_AWAY, f"Nothing was taken for {idle:g} seconds.")
 
     @property
     def held(self) -> int:
         """Bytes that wait for one of the two to take them."""
         return self._relay.held
+
+    @property
+    def held_since(self) -> float:
+        """Since when (the loop's time, to a tick) no byte of them has moved; infinity if there is none."""
+        up = self._up_since if self._relay.up.held else math.inf
+        return min(up, self._down_since) if self._relay.down.held else up
 
     # --- ends -------------------------------------------------------------------------------------------------------
 

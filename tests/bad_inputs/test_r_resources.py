@@ -462,6 +462,36 @@ def test_r2_a_websocket_client_that_sends_and_never_reads_is_held_up_and_cut(new
         assert not orderly
 
 
+def test_r2_a_client_that_never_reads_is_cut_though_its_own_frames_still_pass(new_proxy: NewProxy) -> None:
+    """What moves one way says nothing of what waits the other way."""
+
+    def flood(sock: socket.socket, asked: bytes) -> None:
+        sock.sendall(switching_protocols(asked))
+        reading = threading.Thread(target=wait_for_end, args=(sock,))
+        reading.start()
+        with contextlib.suppress(OSError):
+            while True:
+                sock.sendall(b"\x82\x7e\x7d\x00" + bytes(32_000))
+        reading.join()
+
+    with before(new_proxy, flood) as proxy, dial(proxy, buffer=4096) as client:
+        client.sendall(upgrade(proxy))
+        over = threading.Event()
+
+        def talk() -> None:
+            with contextlib.suppress(OSError):
+                while not over.wait(STEP):
+                    client.sendall(frame(bytes(200)))
+
+        talking = threading.Thread(target=talk)
+        talking.start()
+        try:
+            proxy.stderr.wait_for(is_event("stream.close", end="idle"), SOON)
+        finally:
+            over.set()
+            talking.join()
+
+
 # --- R3: connections that say nothing --------------------------------------------------------------------------------
 
 

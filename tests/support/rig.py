@@ -163,7 +163,7 @@ def blocked(direction: Direction) -> bool:
 async def settled(rig: Rig) -> int:
     """Bytes taken so far, once a hundred turns of the loop take no more."""
     seen = -1
-    while seen != rig.relay.progress:
-        seen = rig.relay.progress
+    while seen != rig.relay.up.count + rig.relay.down.count:
+        seen = rig.relay.up.count + rig.relay.down.count
         await ticks(100)
     return seen

@@ -42,21 +42,26 @@ class Request(Connection):
 class WebSocket(Stream):
     """A stream that holds so many bytes."""
 
+    __slots__ = ("_held_by", "_since", "_size")
+
     def __init__(self, budget: Budget, size: int) -> None:
-        self._progress = size
+        self._size = size
+        self._since = asyncio.get_running_loop().time() - 1.0
         self._held_by = budget
         budget.take(size)
 
-    __slots__ = ("_held_by",)
-
     @property
     def held(self) -> int:
-        return self._progress
+        return self._size
+
+    @property
+    def held_since(self) -> float:
+        return self._since if self._size else math.inf
 
     def end(self, reason: End) -> None:
         assert reason is End.SHED
-        self._held_by.give_back(self._progress)
-        self._progress = 0
+        self._held_by.give_back(self._size)
+        self._size = 0
 
 
 class Bench:
