@@ -62,6 +62,7 @@ class Connection:
         self._cut: Refusal | None = None
         self._cut_end = End.CUT
         self._first = True
+        self._bodiless = False  # the request that is being read begins as HEAD does
         self.idle = False  # between two requests: may be closed at any time
 
     async def serve(self) -> None:
@@ -267,6 +268,7 @@ class Connection:
             if buffer[:2] == b"\r\n" and not skipped:  # RFC 9112 2.2: one empty line before a request is forgiven
                 del buffer[:2]
                 skipped = True
+            self._bodiless = buffer.startswith(b"HEAD ")
             if buffer and buffer[:1] != b"\r":
                 end = find_end(buffer, seen)
                 seen = len(buffer)
@@ -341,7 +343,7 @@ class Connection:
         if close:
             lines.append("Connection: close")
         answer = "\r\n".join([*lines, "", ""]).encode()
-        if head is None or head.method != b"HEAD":
+        if not self._bodiless:  # RFC 9110 9.3.2, whatever else is wrong with the head
             answer += body
         self._log_refusal(refusal, request_id, phase, meter, credential, detail)
         await self._endpoint.write(answer, self._worker.config.timeouts.stream_idle)

@@ -16,6 +16,7 @@ import pytest
 
 from tests.support.clients import request
 from tests.support.proxy import Proxy
+from tests.support.raw import connect, post, read_all
 from tests.support.scripted import PATIENCE, read_head, switching_protocols, upstream
 
 # The proxies here have upstreams of their own; which one `new_proxy` is made for does not matter.
@@ -76,6 +77,19 @@ def test_a_client_that_leaves_after_its_whole_upload_cancels_it_upstream(new_pro
             client.sendall(head(proxy.key, f"Content-Length: {size}") + bytes(size))
             assert seen.get(timeout=PATIENCE) == "whole"
         assert seen.get(timeout=SOON) == "gone"
+
+
+@pytest.mark.parametrize(
+    ("lines", "version"),
+    [((b"Host: other",), b"1.1"), ((b"Transfer-Encoding: chunked",), b"1.0"), ((b"X: \n",), b"1.1")],
+    ids=["two hosts", "chunked in HTTP/1.0", "a bare LF"],
+)
+def test_a_refused_head_of_head_is_answered_without_a_body(proxy: Proxy, lines: tuple[bytes], version: bytes) -> None:
+    with connect(proxy) as client:
+        client.sendall(post(*lines, first=b"HEAD /v1/models HTTP/" + version))
+        start, end, body = read_all(client).partition(b"\r\n\r\n")
+    assert start.startswith(b"HTTP/1.1 400 ")
+    assert (end, body) == (b"\r\n\r\n", b"")
 
 
 def test_what_was_pipelined_behind_a_request_that_failed_upstream_is_still_a_request(new_proxy: NewProxy) -> None:
