@@ -118,13 +118,11 @@ class Exchange:
 
     async def _upload(self, conversation: Upstream, max_body: int) -> Failed | Served | None:
         """The request, head and body; None when all is sent or the upstream takes no more."""
-        downstream, upstream = self._downstream, self._upstream
+        upstream = self._upstream
         patience = self._timeouts.stream_idle
         try:
             await upstream.write(conversation.head, patience)
-            proceed = downstream.proceed()
-            if proceed:
-                await self._client.write(proceed, patience)
+            await self._proceed()
             pieces = 0
             while (piece := await self._piece()) is not None:
                 pieces += 1
@@ -156,6 +154,15 @@ class Exchange:
         except Lost:
             return None
         return None
+
+    async def _proceed(self) -> None:
+        """A client that waits to be told so may send its body. One that can't be told is gone, and not the upstream."""
+        proceed = self._downstream.proceed()
+        if proceed:
+            try:
+                await self._client.write(proceed, self._timeouts.stream_idle)
+            except Lost as lost:
+                raise _ClientLost(Cause.RESET) from lost
 
     async def _piece(self) -> bytes | None:
         """The next bytes of the client's body, None at its end."""

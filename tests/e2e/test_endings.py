@@ -3,12 +3,15 @@
 import contextlib
 import fcntl
 import itertools
+import os
 import queue
+import signal
 import socket
 import ssl
 import struct
 import termios
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -76,6 +79,32 @@ def test_a_client_that_leaves_after_its_whole_upload_cancels_it_upstream(new_pro
         with dial(proxy) as client:
             client.sendall(head(proxy.key, f"Content-Length: {size}") + bytes(size))
             assert seen.get(timeout=PATIENCE) == "whole"
+        assert seen.get(timeout=SOON) == "gone"
+
+
+def test_a_client_that_is_gone_when_it_is_told_to_go_on_cancels_its_request_upstream(new_proxy: NewProxy) -> None:
+    seen: queue.Queue[str] = queue.Queue()
+
+    def silent(sock: socket.socket) -> None:
+        read_head(sock)
+        seen.put("head")
+        with contextlib.suppress(ConnectionError):
+            while sock.recv(65536):
+                pass
+        seen.put("gone")
+
+    with upstream(silent) as url, before(new_proxy, url) as proxy:
+        client = dial(proxy)
+        os.kill(proxy.pid, signal.SIGSTOP)  # no slot yet
+        try:
+            # More than is read ahead, so that only the 100 Continue can find the client gone.
+            client.sendall(head(proxy.key, "Content-Length: 100000", "Expect: 100-continue") + bytes(60_000))
+            time.sleep(0.3)  # in which it is read ahead; without it this test would find nothing, and not fail
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+        finally:
+            os.kill(proxy.pid, signal.SIGCONT)
+        assert seen.get(timeout=PATIENCE) == "head"
         assert seen.get(timeout=SOON) == "gone"
 
 
