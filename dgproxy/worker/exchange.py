@@ -263,6 +263,11 @@ class Exchange:
                 else:
                     conversation.feed(await self._more())
         except (BadAnswer, _UpstreamLost) as error:
+            if upload is not None and upload.done() and (given_up := upload.result()) is not None:
+                if begun:
+                    client.abort()
+                    return Served(given_up.end, keep=False)
+                return given_up  # it was the upload that ended the upstream's half
             gone = client.gone
             if not (begun or gone):
                 return self._failed(refusals.UPSTREAM_BROKE, End.UPSTREAM_FAULT, str(error))

@@ -18,8 +18,9 @@ from typing import Final
 import pytest
 
 from tests.support.clients import request
+from tests.support.logs import is_event
 from tests.support.proxy import Proxy
-from tests.support.raw import connect, post, read_all
+from tests.support.raw import connect, post, read_all, read_cut
 from tests.support.scripted import PATIENCE, read_head, switching_protocols, upstream
 
 # The proxies here have upstreams of their own; which one `new_proxy` is made for does not matter.
@@ -119,6 +120,24 @@ def test_a_refused_head_of_head_is_answered_without_a_body(proxy: Proxy, lines: 
         start, end, body = read_all(client).partition(b"\r\n\r\n")
     assert start.startswith(b"HTTP/1.1 400 ")
     assert (end, body) == (b"\r\n\r\n", b"")
+
+
+def test_a_body_that_breaks_when_the_answer_has_begun_is_the_clients_fault_in_the_log(new_proxy: NewProxy) -> None:
+    def hasty(sock: socket.socket) -> None:
+        read_head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbegun")
+        with contextlib.suppress(ConnectionError):
+            while sock.recv(65536):
+                pass
+
+    with upstream(hasty) as url, before(new_proxy, url) as proxy, connect(proxy) as client:
+        client.sendall(head(proxy.key, "Transfer-Encoding: chunked") + b"5\r\naudio\r\n")
+        told = b""
+        while not told.endswith(b"begun"):
+            told += client.recv(65536)
+        client.sendall(b"x\r\n")
+        assert not read_cut(client)
+        assert proxy.stderr.wait_for(is_event("request.close", status=200, end="client_fault"))
 
 
 def test_what_was_pipelined_behind_a_request_that_failed_upstream_is_still_a_request(new_proxy: NewProxy) -> None:
