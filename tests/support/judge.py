@@ -104,18 +104,28 @@ class Judge:
                 if len(reader.requests) - answered > 1:
                     self._faults.append(f"a second request before the first was answered: {data!r}")
                     return
-                if not reader.requests[-1].whole:
+                if answered == len(reader.requests) or not self.due(reader.requests[-1]):
                     continue
             request = reader.requests[-1]
             answered = len(reader.requests)
             if rest is not None:
-                self._tunnel(sock, request, rest)
+                self.tunnel(sock, request, rest)
                 return
-            body = json.dumps({"method": request.method.decode(), "target": request.target.decode("latin-1")}).encode()
-            head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
-            sock.sendall(head + (b"" if request.method == b"HEAD" else body))
+            if not self.answer(sock, request):
+                return
 
-    def _tunnel(self, sock: socket.socket, request: Request, rest: bytes) -> None:
+    def due(self, request: Request) -> bool:
+        """Whether the request that is being read is to be answered now: when it is whole."""
+        return request.whole
+
+    def answer(self, sock: socket.socket, request: Request) -> bool:
+        """Says what was asked; whether the connection goes on."""
+        body = json.dumps({"method": request.method.decode(), "target": request.target.decode("latin-1")}).encode()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(body)
+        sock.sendall(head + (b"" if request.method == b"HEAD" else body))
+        return True
+
+    def tunnel(self, sock: socket.socket, request: Request, rest: bytes) -> None:
         """A handshake is accepted, and what comes behind it kept."""
         request.after += rest
         head = b"\r\n".join(b": ".join(line) for line in request.headers)
