@@ -69,6 +69,7 @@ class Endpoint:
         "_send",
         "_size",
         "_tls",
+        "_torn",
         "_waiter",
         "_write_since",
         "_writing",
@@ -101,6 +102,7 @@ class Endpoint:
         self._reading = False
         self._closed = False
         self._half_closed = False
+        self._torn = False  # a write was broken off: half a message, or a TLS record that OpenSSL still holds
         self._on_gone: Callable[[], None] | None = None
         self._pending: Callable[[], int] = _nothing
 
@@ -274,14 +276,14 @@ class Endpoint:
     # --- writing --------------------------------------------------------------------------------------------------
 
     async def write(self, data: bytes, timeout: float) -> None:
-        """Sends all of it.
+        """Sends all of it. What was broken off in the middle, by a timeout or a cancellation, nothing can follow.
 
         Raises:
-            Lost: the peer took nothing for `timeout` seconds, or is gone.
+            Lost: the peer took nothing for `timeout` seconds, or is gone; or an earlier write was broken off.
         """
         view = memoryview(data)
         while view:
-            if self._closed:
+            if self._closed or self._torn:
                 raise Lost(Cause.CLOSED)
             try:
                 view = view[self._send(view) :]
@@ -289,8 +291,10 @@ class Endpoint:
                 size = len(view)
                 self._write_since = self._loop.time()
                 self._wait_with(size)
+                self._torn = True
                 try:
                     await self._once(self._loop.add_writer, self._loop.remove_writer, timeout)
+                    self._torn = False
                 finally:
                     if not self._closed:  # else it was given back then
                         self._wait_with(-size)

@@ -89,6 +89,7 @@ class Exchange:
         self._conversation: Upstream | None = None
         self._sent_body = False
         self._pace = Pace(timeouts.minimum_upload_rate)
+        self._told = asyncio.Event()  # the client has its 100 Continue, or needs none
 
     @property
     def reusable(self) -> bool:
@@ -121,8 +122,11 @@ class Exchange:
         upstream = self._upstream
         patience = self._timeouts.stream_idle
         try:
-            await upstream.write(conversation.head, patience)
-            await self._proceed()
+            try:
+                await upstream.write(conversation.head, patience)
+                await self._proceed()
+            finally:
+                self._told.set()
             pieces = 0
             while (piece := await self._piece()) is not None:
                 pieces += 1
@@ -242,6 +246,8 @@ class Exchange:
             )
         except ValueError as error:
             return self._failed(refusals.UPSTREAM_BROKE, End.UPSTREAM_FAULT, str(error))
+        if upload is not None:
+            await self._told.wait()  # one writes to the client at a time
         pieces = 0
         begun = False  # the client has something of the answer, or may have
         try:

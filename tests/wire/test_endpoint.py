@@ -289,6 +289,24 @@ def test_a_write_gives_up_when_the_peer_takes_nothing_in_time(*, secure: bool) -
 
 
 @secured
+def test_nothing_follows_a_write_that_was_broken_off(*, secure: bool) -> None:
+    async def work() -> None:
+        endpoint, peer, loop = await pair(secure=secure, buffer=SMALL)
+        writing = asyncio.ensure_future(endpoint.write(bytes(4_000_000), 10.0))
+        await until(lambda: endpoint.fd in loop.writers)
+        await ticks(50)
+        writing.cancel()
+        await asyncio.wait((writing,))
+        assert writing.cancelled()
+        with pytest.raises(Lost):
+            await endpoint.write(b"HTTP/1.1 200 OK", 10.0)
+        endpoint.abort()
+        peer.close()
+
+    run(work)
+
+
+@secured
 def test_a_write_to_a_peer_that_is_gone_says_so(*, secure: bool) -> None:
     async def work() -> None:
         endpoint, peer, _ = await pair(secure=secure)
