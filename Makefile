@@ -9,10 +9,10 @@ FUZZ_SECONDS ?= 300
 FUZZ         ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev test lint types contracts check fuzz differential lock clean
+.PHONY: help demo install dev test lint types contracts check fuzz differential ci-long lock clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## the whole thing on this machine: CA, stand-in Deepgram, proxy, the official SDK
 	@exec $(BIN)/dgproxy demo $(ARGS)
@@ -27,6 +27,12 @@ fuzz: $(VENV)/.fuzz ## what reads foreign bytes, each harness for FUZZ_SECONDS=3
 
 differential: dev ## the same bytes to dgproxy, nginx and HAProxy (apt install nginx-light haproxy)
 	$(BIN)/python -m tests.differential $(ARGS)
+
+ci-long: differential ## what takes longer than the gate: fuzzing, cuts, slow attackers, 2 GiB; results: bench/README.md
+	$(MAKE) fuzz
+	$(BIN)/python -m bench.cut
+	$(BIN)/python -m bench.bulk
+	$(BIN)/python -m bench.slow
 
 lint: dev
 	$(BIN)/ruff check .

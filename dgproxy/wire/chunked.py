@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
-MAX_SIZE_DIGITS: Final = 16  # 64 bits
+MAX_SIZE_DIGITS: Final = 16  # of which the value must fit 63 bits, as a length must: nobody's parser may overflow
 MAX_EXTENSION: Final = 1024  # bytes in one line, after the ';' (bad-inputs.md F18)
 # Bytes over a whole body, or one byte of payload a line would carry 1 KiB of extension, for as long as its sender
 # likes, and no limit that counts payload would see it. Nobody honest sends any; this is what trailers may have.
@@ -163,7 +163,10 @@ class Chunked:
     def _count(self, run: bytes, size: int) -> None:
         """What is kept of a part, or counted: its run, and its size with the byte behind it. Or it is too much."""
         if self._state is _S.SIZE:
-            self._digits += run
+            digits = self._digits + run
+            if digits and int(digits, 16) >> 63:
+                raise BadChunks("oversized chunk")
+            self._digits = digits
         elif self._state is _S.EXTENSION:
             if self._extensions + len(run) > MAX_EXTENSIONS:
                 raise BadChunks("too many chunk extensions")

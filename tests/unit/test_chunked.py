@@ -66,7 +66,7 @@ def reference(raw: bytes) -> tuple[bytes, bytes] | None:
     while line := FIRST_LINE.match(raw, at):
         size, at = int(line[1], 16), line.end()
         extensions += len(line[2] or b"")
-        if extensions > 8192:
+        if extensions > 8192 or size >> 63:
             return None
         if size == 0:
             trailers = TRAILERS.match(raw, at)
@@ -180,6 +180,8 @@ REFUSED: Final[dict[str, bytes]] = {
             b"\x005\r\naudio",
             b"00000000000000005",
             b"fffffffffffffffff",
+            b"8000000000000005\r\n",
+            b"ffffffffffffffff\r\n",
             b"5\naudio",
             b"5\raudio",
             b"5\r\r\naudio",
@@ -271,7 +273,7 @@ def test_f19_a_trailer_is_held_to_the_rule_of_a_header_in_a_head(lines: bytes) -
 
 def test_a_piece_that_is_all_payload_is_handed_on_as_it_is() -> None:
     chunked = Chunked()
-    chunked.feed(b"ffffffffffffffff\r\n")
+    chunked.feed(b"7fffffffffffffff\r\n")
     for _ in range(3):
         piece = bytes(65536)
         chunked.feed(piece)
@@ -281,7 +283,7 @@ def test_a_piece_that_is_all_payload_is_handed_on_as_it_is() -> None:
 
 def test_nothing_is_kept_of_what_was_read_nor_reserved_for_what_was_announced() -> None:
     chunked = Chunked()
-    chunked.feed(b"ffffffffffffffff\r\n")
+    chunked.feed(b"7fffffffffffffff\r\n")
     tracemalloc.start()
     try:
         for _ in range(64):

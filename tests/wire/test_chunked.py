@@ -52,6 +52,8 @@ CUT: Final[dict[str, bytes]] = {
             b"",
             b"00000000000000005",
             b"10000000000000005",
+            b"8000000000000005",
+            b"ffffffffffffffff",
             b"\xd9\xa5",
         )
     },
