@@ -32,6 +32,9 @@ SPREAD: Final = (
     10.0  # seconds over which attackers begin: 450 handshakes at once are a storm, which is another question
 )
 SETTLE: Final = 2.0  # seconds for the last of them
+WORST: Final = 1.5  # times that an honest p99 may take under attack
+SETTLED: Final = 5  # attacks after which the allocator has what it needs and memory must stand still
+MORE: Final = 2048  # KiB that it may still move by
 READY: Final = "ready"
 
 
@@ -253,8 +256,8 @@ def main() -> None:
     """Runs and prints; as `--attack` it is the attackers' process, which gets its key on stdin."""
     parser = argparse.ArgumentParser(prog="python -m bench.slow", description=__doc__)
     parser.add_argument("--attack", nargs=3, metavar=("PORT", "CA", "COUNT"), help=argparse.SUPPRESS)
-    parser.add_argument("--rounds", type=int, default=3, help="quiet and attacked phases, each")
-    parser.add_argument("--seconds", type=float, default=10.0, help="a phase")
+    parser.add_argument("--rounds", type=int, default=6, help="quiet and attacked phases, each")
+    parser.add_argument("--seconds", type=float, default=5.0, help="a phase")
     parser.add_argument("--attackers", type=int, default=ATTACKERS)
     parser.add_argument("--json", action="store_true", help="one JSON document")
     args = parser.parse_args()
@@ -269,6 +272,14 @@ def main() -> None:
         print(json.dumps(figures, indent=2))
     else:
         show(figures)
+    slower = [name for name, ratio in figures["ratios"].items() if name.endswith("p99") and ratio > WORST]
+    sys.exit(1 if slower or not flat(figures["phases"]) else 0)
+
+
+def flat(phases: list[dict[str, Any]]) -> bool:
+    """Whether the last attack left the workers no larger than the one before it, give or take a little."""
+    after = [sum(phase["rss_kib"]) for phase in phases if phase["attacked"]]
+    return len(after) < SETTLED or after[-1] - after[-2] < MORE
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Final
 
+from dgproxy.wire.fields import Headers
 from dgproxy.wire.forwarding import CREDENTIALS
-from dgproxy.wire.head import Head, Headers
+from dgproxy.wire.head import Head
 from dgproxy.wire.refusals import BAD_CREDENTIAL, BAD_HANDSHAKE, NO_CREDENTIAL, TWO_CREDENTIALS, Refusal
 
 SCHEMES: Final = frozenset({"token", "bearer"})

@@ -27,7 +27,9 @@ from dgproxy.net.budget import Budget, unbounded
 
 CHUNK: Final = 64 * 1024  # bytes a read; a TLS record holds 16 KiB at most
 EARLY: Final = 32 * 1024  # bytes held that nobody asked for yet (spec part 5)
-_TCP_CLOSE: Final = b"\x07"  # the first byte of struct tcp_info, linux/tcp.h
+# The first byte of struct tcp_info, linux/tcp.h: given up; and the same or ended by the peer.
+_TCP_CLOSE: Final = b"\x07"
+_TCP_GONE: Final = frozenset({_TCP_CLOSE, b"\x08"})
 _NOWHERE: Final = bytearray(CHUNK)  # where all put what they throw away: one each would cost more than what is held
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
 
@@ -200,6 +202,15 @@ class Endpoint:
     def gone(self) -> bool:
         """Whether nothing more will come."""
         return self._eof or self._lost is not None or self._closed
+
+    def look_after(self) -> None:
+        """Tells the watcher of a peer that went while the bound kept its bytes from being read; each second or so."""
+        if self._on_gone is None or self._reading or self.gone:
+            return
+        if self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1) in _TCP_GONE:
+            self._lost = Lost(Cause.RESET)
+            on_gone, self._on_gone = self._on_gone, None
+            on_gone()
 
     def _take(self) -> bytes:
         data = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)

@@ -24,10 +24,9 @@ IDLE_SECONDS: Final = 30.0  # less than servers keep an idle connection (nginx a
 class Unreachable(Exception):  # noqa: N818
     """No container could be connected to; `detail` says why, for the log."""
 
-    def __init__(self, detail: str, *, timed_out: bool) -> None:
+    def __init__(self, detail: str) -> None:
         super().__init__(detail)
         self.detail = detail
-        self.timed_out = timed_out
 
 
 @dataclass(slots=True, eq=False)
@@ -126,8 +125,7 @@ class Pool:
             async with asyncio.timeout_at(deadline):
                 addresses = await self._loop.getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
         except OSError as error:
-            timed_out = isinstance(error, TimeoutError)
-            raise Unreachable(f"{target.name}: cannot resolve its name: {error}", timed_out=timed_out) from error
+            raise Unreachable(f"{target.name}: cannot resolve its name: {error}") from error
         lost: Lost | None = None
         for index, (family, kind, protocol, _, address) in enumerate(addresses):
             left = deadline - self._loop.time()
@@ -141,9 +139,8 @@ class Pool:
             except OSError as error:  # no descriptor left, or a family that this machine does not speak
                 lost = Lost(Cause.RESET)
                 lost.__cause__ = error
-        timed_out = lost is None or lost.cause is Cause.TIMEOUT
         cause = lost.__cause__ if lost is not None and lost.__cause__ is not None else lost
-        raise Unreachable(f"{target.name}: {cause or 'timeout'}", timed_out=timed_out)
+        raise Unreachable(f"{target.name}: {cause or 'timeout'}")
 
     async def _open(self, target: Target, sock: socket.socket, address: Any, timeout: float) -> Endpoint:
         endpoint = Endpoint(self._loop, sock, target.name, self._budget)

@@ -15,6 +15,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Final
 
+from dgproxy.wire.fields import TOKEN, VALUE
+
 MAX_SIZE_DIGITS: Final = 16  # of which the value must fit 63 bits, as a length must: nobody's parser may overflow
 MAX_EXTENSION: Final = 1024  # bytes in one line, after the ';' (bad-inputs.md F18)
 # Bytes over a whole body, or one byte of payload a line would carry 1 KiB of extension, for as long as its sender
@@ -57,8 +59,8 @@ _CR, _LF, _SEMICOLON, _COLON = b"\r\n;:"
 _NONE = re.compile(rb"")
 _HEX = re.compile(rb"[0-9A-Fa-f]*+")
 _EXTENSION = re.compile(rb"[\x20-\x7e\x80-\xff]*+")
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]*+")  # as in a head (`wire.head`)
-_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*+")  # likewise
+_TOKEN = re.compile(TOKEN + rb"*+")
+_VALUE = re.compile(VALUE + rb"*+")
 _S = _State
 
 _GRAMMAR: Final = {

@@ -6,7 +6,8 @@ Sources: RFC 9110 7.6.1 (hop-by-hop); deepgram.md 10; spec part 5 (towards the u
 import re
 from typing import Final
 
-from dgproxy.wire.head import Head, Headers
+from dgproxy.wire.fields import Headers, options
+from dgproxy.wire.head import Head
 
 HOP_BY_HOP: Final = frozenset(
     {
@@ -79,16 +80,9 @@ def upstream_headers(
     return headers
 
 
-def connection_options(headers: Headers) -> frozenset[bytes]:
-    """The options of every Connection header, in lower case."""
-    return frozenset(
-        option.strip(b" \t").lower() for name, value in headers if name == b"connection" for option in value.split(b",")
-    )
-
-
 def downstream_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
-    """The upstream's response headers for the client, framing included as it was (wire.request writes it)."""
-    named = connection_options(headers)
+    """The upstream's response headers for the client, framing included as it was (wire.exchange writes it)."""
+    named = options(headers)
     return [
         (name, value)
         for name, value in headers
@@ -98,7 +92,7 @@ def downstream_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
 
 def upgrade_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
     """What of the upstream's 101 goes on to the client: all but the handshake itself, which we answer ourselves."""
-    named = connection_options(headers)
+    named = options(headers)
     return [
         (name, value)
         for name, value in headers

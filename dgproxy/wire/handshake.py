@@ -15,7 +15,8 @@ from wsproto.events import AcceptConnection, Request
 from wsproto.handshake import H11Handshake
 from wsproto.utilities import RemoteProtocolError
 
-from dgproxy.wire.head import Head, Headers
+from dgproxy.wire.fields import Headers
+from dgproxy.wire.head import Head
 from dgproxy.wire.refusals import BAD_HANDSHAKE, BAD_WS_VERSION, Refusal
 from dgproxy.wire.response import Answer, BadAnswer
 

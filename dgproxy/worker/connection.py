@@ -97,6 +97,11 @@ class Connection:
                 if self._seat is not None:
                     self._worker.ledger.give_back(self._seat)
 
+    def tick(self) -> None:
+        """Sees a client that went while much of what it had sent was not read yet."""
+        if not self._handed_over:
+            self._endpoint.look_after()
+
     def close_if_idle(self) -> None:
         """Ends the connection if no request is in progress on it."""
         if self.idle:
@@ -124,7 +129,7 @@ class Connection:
         self._endpoint.release()
         if self._lease is not None:
             self._lease.endpoint.abort()
-        if self.meter.status:
+        if self.meter.begun:
             self._endpoint.abort()
         self.cut(refusals.OVERLOADED, End.SHED)
 
@@ -244,13 +249,12 @@ class Connection:
 
     async def _end_cut(self, meter: Meter, refusal: Refusal) -> bool:
         """A request whose key, or an operator, wants it ended."""
-        begun = meter.status != 0
-        if begun:
+        if meter.begun:
             self._endpoint.abort()  # the client must see that this is not the whole
         else:
             meter.status = refusal.status
         self._finish(meter, self._cut_end)
-        if begun:
+        if meter.begun:
             return False
         return await self._refuse(msgspec.structs.replace(refusal, close=True), meter.request_id, "live", meter)
 
@@ -466,6 +470,7 @@ class Connection:
                     self._endpoint.watch()  # from here on the Stream watches
                     accepted = handshake.accept(credential.subprotocol, forwarding.upgrade_headers(answer.headers))
                     meter.status = answer.status
+                    meter.begun = True
                     meter.dg_request_id = answer.one(b"dg-request-id")
                     await self._endpoint.write(accepted, patience)
                     self._become_stream(meter, lease, slot, credential, conversation.rest())

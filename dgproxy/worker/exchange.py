@@ -18,6 +18,7 @@ from dgproxy.wire.refusals import Refusal
 from dgproxy.wire.response import Answer, BadAnswer
 from dgproxy.worker.meter import End, Meter
 
+_SAFE: Final = frozenset({b"GET", b"HEAD"})  # RFC 9110 9.2.1; no other is served without a body
 _TURN: Final = 64  # pieces of a body after which others have their turn: a chunk may hold a single byte
 CLIENT_CLOSED: Final = 499  # nginx's number for a client that went away before it was answered
 
@@ -106,7 +107,7 @@ class Exchange:
             answer = await self._answer(conversation, upload)
             if isinstance(answer, Answer):
                 return await self.relay(conversation, answer, upload)
-            if isinstance(answer, Failed) and answer.end is End.UPSTREAM_GONE and reused and not self._sent_body:
+            if isinstance(answer, Failed) and answer.end is End.UPSTREAM_GONE and reused and self._may_go_again:
                 return Stale()
             return answer
         finally:
@@ -114,6 +115,12 @@ class Exchange:
             if not upload.done():
                 upload.cancel()
             await asyncio.wait((upload,))
+
+    @property
+    def _may_go_again(self) -> bool:
+        """Whether the upstream can't have acted on what it got: nothing of a body that it needs, or a safe method."""
+        head = self._meter.head
+        return not self._sent_body and (head.has_body or head.method in _SAFE)
 
     # --- up -------------------------------------------------------------------------------------------------------
 
@@ -249,7 +256,6 @@ class Exchange:
         if upload is not None:
             await self._told.wait()  # one writes to the client at a time
         pieces = 0
-        begun = False  # the client has something of the answer, or may have
         try:
             while True:
                 pieces += 1
@@ -260,22 +266,23 @@ class Exchange:
                     meter.bytes_out += len(event)
                     out += downstream.data(event)
                 elif event is END:
+                    meter.begun = True
                     await client.write(out + downstream.end(), patience)
                     return Served(End.COMPLETE, keep=not close and downstream.reusable)
                 elif out:
-                    begun = True
+                    meter.begun = True
                     await client.write(out, patience)
                     out = b""
                 else:
                     conversation.feed(await self._more())
         except (BadAnswer, _UpstreamLost) as error:
             if upload is not None and upload.done() and (given_up := upload.result()) is not None:
-                if begun:
+                if meter.begun:
                     client.abort()
                     return Served(given_up.end, keep=False)
                 return given_up  # it was the upload that ended the upstream's half
             gone = client.gone
-            if not (begun or gone):
+            if not (meter.begun or gone):
                 return self._failed(refusals.UPSTREAM_BROKE, End.UPSTREAM_FAULT, str(error))
             client.abort()  # the client must see that this is not the whole
             if gone:
@@ -286,8 +293,9 @@ class Exchange:
             return GONE
 
     async def _more(self) -> bytes:
+        begun = self._meter.bytes_out > 0  # an answer that has begun may pause, but not process
         try:
-            return await self._upstream.read(self._response_timeout)
+            return await self._upstream.read(self._timeouts.stream_idle if begun else self._response_timeout)
         except Lost as lost:
             raise _UpstreamLost(lost.cause) from lost
 

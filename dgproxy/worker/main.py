@@ -307,6 +307,8 @@ class Worker:
         idle = self.config.timeouts.stream_idle
         for stream in list(self.streams):
             stream.tick(now, idle)
+        for connection in list(self._connections.values()):
+            connection.tick()
         self.live.tick()
         self._shed()
         self.pool.tick()

@@ -45,6 +45,7 @@ class Meter:
     upstream: str | None = None
     dg_request_id: bytes | None = None
     status: int = 0
+    begun: bool = False  # the client has something of its answer, or may have
     bytes_in: int = 0  # of the request's body or the client's frames
     bytes_out: int = 0
     fault: str | None = None  # what was wrong with the peer's bytes

@@ -248,3 +248,113 @@ def test_status_shows_a_key_whose_only_request_is_still_in_flight(new_proxy: New
         client.sendall(head(proxy.key, method="GET", target="/v1/models"))
         assert arrived.wait(PATIENCE)
         assert proxy.status()["usage"][proxy.key_id]["in_flight"] == 1
+
+
+# --- a client that goes with much of what it sent still unread -------------------------------------------------------
+
+
+def leave(sock: ssl.SSLSocket, *, reset: bool) -> None:
+    if reset:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        socket.socket.close(sock)
+    else:
+        socket.socket.shutdown(sock, socket.SHUT_WR)
+
+
+@pytest.mark.parametrize("reset", [True, False], ids=["reset", "end of stream"])
+def test_a_client_that_leaves_behind_much_that_was_not_read_cancels_its_request_all_the_same(
+    new_proxy: NewProxy,
+    reset: bool,  # noqa: FBT001
+) -> None:
+    asked, gone = threading.Event(), threading.Event()
+
+    def silent(sock: socket.socket) -> None:
+        read_head(sock)
+        asked.set()
+        with contextlib.suppress(ConnectionError):
+            assert sock.recv(1) == b""
+        gone.set()
+
+    with upstream(silent) as url, before(new_proxy, url) as proxy, dial(proxy) as client:
+        client.sendall(head(proxy.key, method="GET", target="/v1/models"))
+        assert asked.wait(PATIENCE)
+        client.sendall(head(proxy.key, "X-Pad: " + "x" * 8000, method="GET", target="/v1/models") * 12)
+        leave(client, reset=reset)
+        assert gone.wait(2 * SOON)
+        proxy.stderr.wait_for(is_event("request.close", end="client_gone"))
+
+
+def test_a_client_that_resets_while_its_upstream_takes_nothing_is_gone_at_once(new_proxy: NewProxy) -> None:
+    asked, over, gone = threading.Event(), threading.Event(), threading.Event()
+
+    def stuck(sock: socket.socket) -> None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        read_head(sock)
+        asked.set()
+        assert over.wait(PATIENCE)
+        with contextlib.suppress(ConnectionError):
+            while sock.recv(65536):
+                pass
+        gone.set()
+
+    with upstream(stuck) as url, before(new_proxy, url) as proxy, dial(proxy) as client:
+        client.sendall(head(proxy.key, "Content-Length: 1000000000"))
+        assert asked.wait(PATIENCE)
+        client.settimeout(0.5)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                client.sendall(bytes(65536))
+        leave(client, reset=True)
+        proxy.stderr.wait_for(is_event("request.close", end="client_gone"), 2 * SOON)
+        over.set()
+        assert gone.wait(PATIENCE)
+
+
+# --- what is tried again, and what waits -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "target", "tries"), [("GET", "/v1/models", 2), ("POST", "/v1/listen", 1)], ids=["GET", "POST"]
+)
+def test_a_request_that_a_kept_connection_took_whole_is_tried_again_only_if_its_method_is_safe(
+    new_proxy: NewProxy, method: str, target: str, tries: int
+) -> None:
+    heads: queue.Queue[bytes] = queue.Queue()
+
+    def closes_the_second(sock: socket.socket) -> None:
+        read_head(sock)
+        sock.sendall(OK)
+        if again := sock.recv(65536):
+            heads.put(again)
+
+    with upstream(closes_the_second) as url, before(new_proxy, url) as proxy, dial(proxy) as client:
+        client.sendall(head(proxy.key, method="GET", target="/v1/models"))
+        assert answer(client).startswith(b"HTTP/1.1 200 ")
+        client.sendall(head(proxy.key, "Content-Length: 0", method=method, target=target))
+        said = answer(client)
+        assert heads.get(timeout=PATIENCE).startswith(method.encode())
+        assert said.startswith(b"HTTP/1.1 200 " if tries == 2 else b"HTTP/1.1 502 ")
+        client.close()
+    assert heads.empty()
+
+
+def test_an_answer_that_pauses_too_long_in_its_body_is_cut(new_proxy: NewProxy) -> None:
+    over = threading.Event()
+
+    def pauses(sock: socket.socket) -> None:
+        read_head(sock)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nbegun")
+        over.wait(PATIENCE)
+
+    settings = {"server.workers": "1", "timeouts.stream_idle": '"1s"'}
+    with (
+        upstream(pauses) as url,
+        new_proxy({"upstream.urls": f'["{url}"]', **settings}) as proxy,
+        connect(proxy) as client,
+    ):
+        client.sendall(head(proxy.key, method="GET", target="/v1/models"))
+        try:
+            proxy.stderr.wait_for(is_event("request.close", end="upstream_gone"), PATIENCE)
+        finally:
+            over.set()
+        read_cut(client)

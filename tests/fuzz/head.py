@@ -11,7 +11,8 @@ import h11
 import httptools
 
 from dgproxy.wire import refusals
-from dgproxy.wire.head import MAX_HEAD, MAX_HEADERS, Head, find_end, judge
+from dgproxy.wire.fields import MAX_HEADERS
+from dgproxy.wire.head import MAX_HEAD, Head, find_end, judge
 from dgproxy.wire.refusals import Refusal
 from tests.fuzz.harness import Harness
 

@@ -4,7 +4,7 @@ from typing import Final
 
 import h11
 
-from dgproxy.wire.head import MAX_HEADERS
+from dgproxy.wire.fields import MAX_HEADERS
 from dgproxy.wire.response import BadAnswer, judge
 from tests.fuzz.harness import Harness
 

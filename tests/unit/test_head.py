@@ -9,7 +9,8 @@ from hypothesis import example, given, strategies as st
 
 from dgproxy.wire import refusals
 from dgproxy.wire.exchange import Downstream
-from dgproxy.wire.head import MAX_HEAD, MAX_HEADERS, Head, find_end, judge
+from dgproxy.wire.fields import MAX_HEADERS
+from dgproxy.wire.head import MAX_HEAD, Head, find_end, judge
 from dgproxy.wire.refusals import Refusal
 
 HOST: Final = b"Host: dg\r\n"

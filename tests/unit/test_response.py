@@ -5,7 +5,7 @@ from typing import Final
 import pytest
 from hypothesis import given, strategies as st
 
-from dgproxy.wire.head import MAX_HEADERS
+from dgproxy.wire.fields import MAX_HEADERS
 from dgproxy.wire.response import Answer, BadAnswer, judge
 
 
@@ -80,6 +80,8 @@ BAD: Final[dict[str, bytes]] = {
     "empty name": of(b": a"),
     "NUL": of(b"A: \x00"),
     "bare CR": of(b"A: a\rb"),
+    "F27 a tab before a length": of(b"Content-Length:\t2"),
+    "F27 a tab behind chunked": of(b"Transfer-Encoding: chunked\t"),
     "U5 101 headers": of(*[b"a: b"] * (MAX_HEADERS + 1)),
     **{
         f"status line {line!r}": of(first=line)
