@@ -19,6 +19,7 @@ MAX_OFFERS: Final = 16  # subprotocols; JS 5 offers four
 _AUTHORIZATION = re.compile(rb"(token|bearer) ([!#$%&'*+.^_`|~0-9A-Za-z-]+)", re.IGNORECASE)
 _TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 5.6.2: all that a subprotocol can carry
 _NEVER_UPSTREAM = CREDENTIALS | {b"sec-websocket-protocol"}
+_LICENCE_KEY_LENGTH: Final = 40  # hex digits; Deepgram's own keys (bad-inputs C11)
 _PAIRED = frozenset({"x-deepgram-session-id"})  # JS 5 sends this name and then its value among the subprotocols
 
 
@@ -65,6 +66,17 @@ def elsewhere(head: Head, credential: Credential) -> bool:
     """Whether a good credential also stands where it would reach the upstream: in the target or in another header."""
     value = credential.value
     return value in head.target or any(value in text for name, text in head.headers if name not in _NEVER_UPSTREAM)
+
+
+def hint(value: bytes) -> str | None:
+    """What a wrong credential looks like, for the operator; never any of it."""
+    if len(value) == _LICENCE_KEY_LENGTH and all(byte in b"0123456789abcdef" for byte in value):
+        return "looks like a key of Deepgram's own; clients need an ingress key (dgp_...)"
+    if value.startswith(b"eyJ"):
+        return "looks like a JWT; tokens are not issued by this release"
+    if value == b"proxy":
+        return "the JavaScript SDK's proxy mode sends the literal key 'proxy'"
+    return None
 
 
 def _subprotocol(value: bytes) -> Credential | Refusal | None:

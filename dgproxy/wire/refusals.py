@@ -4,6 +4,8 @@ Rules of this file: a message never holds anything that the client sent, nor any
 another; whatever writes a 4xx or 5xx of our own takes it from here, so that all have Deepgram's shape (deepgram.md 7).
 """
 
+from http import HTTPStatus
+
 import msgspec
 
 
@@ -20,6 +22,25 @@ class Refusal(msgspec.Struct, frozen=True):
     def body(self, request_id: str) -> bytes:
         """Deepgram's legacy error object, the one that all its SDKs read (deepgram.md 7)."""
         return msgspec.json.encode({"err_code": self.code, "err_msg": self.message, "request_id": request_id})
+
+    def answer(self, request_id: str, date: str, *, close: bool, bodiless: bool) -> bytes:
+        """All of it as it goes to a client. `date` is RFC 9110 5.6.7's; `bodiless`: the request began as HEAD does."""
+        body = self.body(request_id)
+        lines = [
+            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
+            f"Date: {date}",
+            "Content-Type: application/json",
+            f"Content-Length: {len(body)}",
+            f"dg-request-id: {request_id}",
+            f"dg-error: {self.message}",
+            *(f"{name}: {value}" for name, value in self.headers),
+        ]
+        if self.retry_after is not None:
+            lines.append(f"Retry-After: {self.retry_after}")
+        if close:
+            lines.append("Connection: close")
+        head = "\r\n".join([*lines, "", ""]).encode()
+        return head if bodiless else head + body  # RFC 9110 9.3.2, whatever else is wrong with the head
 
 
 # Framing: the head cannot be trusted, so the connection ends with the answer.

@@ -10,7 +10,6 @@ import time
 import traceback
 import uuid
 from email.utils import formatdate
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -42,7 +41,6 @@ _TLS_EXPECTED: Final = (
     b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: 24\r\nConnection: close\r\n\r\n"
     b"This port speaks HTTPS.\n"
 )
-_LICENCE_KEY_LENGTH: Final = 40  # hex digits; Deepgram's own keys (bad-inputs C11)
 _SWITCHING_PROTOCOLS: Final = 101
 
 
@@ -332,23 +330,8 @@ class Connection:
             or b"close" in head.connection
             or self._worker.stopping
         )
-        body = refusal.body(request_id)
-        lines = [
-            f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}",
-            f"Date: {formatdate(usegmt=True)}",
-            "Content-Type: application/json",
-            f"Content-Length: {len(body)}",
-            f"dg-request-id: {request_id}",
-            f"dg-error: {refusal.message}",
-        ]
-        lines += [f"{name}: {value}" for name, value in refusal.headers]
-        if refusal.retry_after is not None:
-            lines.append(f"Retry-After: {refusal.retry_after}")
-        if close:
-            lines.append("Connection: close")
-        answer = "\r\n".join([*lines, "", ""]).encode()
-        if not self._bodiless:  # RFC 9110 9.3.2, whatever else is wrong with the head
-            answer += body
+        date = formatdate(usegmt=True)
+        answer = refusal.answer(request_id, date, close=close, bodiless=self._bodiless)
         self._log_refusal(refusal, request_id, phase, meter, credential, detail)
         await self._endpoint.write(answer, self._worker.config.timeouts.stream_idle)
         if close:
@@ -373,7 +356,7 @@ class Connection:
             reason=refusal.message,
             phase=phase,
             form=None if credential is None else credential.form,
-            hint=None if credential is None else _hint(credential.value),
+            hint=None if credential is None else credentials.hint(credential.value),
             upstream=None if meter is None else meter.upstream,
             detail=detail,
         )
@@ -543,14 +526,3 @@ def _upgrade_failed(error: Exception) -> Failed:
 def _address(peer: str) -> bytes:
     """The address of `address:port`, without the brackets of an IPv6 one."""
     return peer.rpartition(":")[0].strip("[]").encode()
-
-
-def _hint(value: bytes) -> str | None:
-    """What a wrong credential looks like, for the operator; never any of it."""
-    if len(value) == _LICENCE_KEY_LENGTH and all(byte in b"0123456789abcdef" for byte in value):
-        return "looks like a key of Deepgram's own; clients need an ingress key (dgp_...)"
-    if value.startswith(b"eyJ"):
-        return "looks like a JWT; tokens are not issued by this release"
-    if value == b"proxy":
-        return "the JavaScript SDK's proxy mode sends the literal key 'proxy'"
-    return None
