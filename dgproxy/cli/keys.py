@@ -200,12 +200,14 @@ def _turn_command(turn: Turn, help_text: str, said: str) -> None:
 
 _turn_command(
     "disable",
-    "Turn a key off and end its live streams, until it is enabled again.",
+    "Turn a key off, until it is enabled again, and end what it has in flight.",
     "disabled: requests with it are refused",
 )
 _turn_command("enable", "Turn a disabled key on again.", "enabled")
 _turn_command(
-    "revoke", "Turn a key off for ever and end its live streams.", "revoked: requests with it are refused, for ever"
+    "revoke",
+    "Turn a key off for ever and end what it has in flight.",
+    "revoked: requests with it are refused, for ever",
 )
 
 

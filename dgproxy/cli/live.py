@@ -8,7 +8,6 @@ from rich.console import Group
 from rich.table import Column, Table
 from rich.text import Text
 
-from dgproxy.access.keys import PREFIX
 from dgproxy.admin import control
 from dgproxy.cli.common import config_option, emit, fail, json_option
 from dgproxy.config import ConfigError, find_config, load
@@ -31,12 +30,12 @@ def streams() -> None:
 
 
 @streams.command("list")
-@click.option("--key", metavar="ID", help="Only this key's.")
+@click.option("--key", metavar="ID", help="Only this key's, named as for `keys show`.")
 @config_option
 @json_option
 def list_(config: str | None, *, as_json: bool, key: str | None) -> None:
     """List what is in flight, the oldest first."""
-    found = _ask(config, "streams.list", {"key": None if key is None else key.removeprefix(PREFIX)})
+    found = _ask(config, "streams.list", {"key": key})
     rows = found["streams"]
     if len(rows) < found["total"]:
         click.echo(f"the {len(rows)} oldest of {found['total']}; --key narrows it down", err=True)

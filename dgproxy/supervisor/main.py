@@ -377,8 +377,14 @@ class Supervisor:
             raise ControlError("store", str(error)) from None
 
     async def _list_streams(self, call: Call) -> object:
-        """`streams.list` {key?}: what is in flight, the oldest first, as {"streams", "total", "complete"}."""
-        key_id = self._argument(call, "key", required=False)
+        """`streams.list` {key?}: what is in flight, the oldest first, as {"streams", "total", "complete"}.
+
+        Which key is meant is judged as `keys.show` does, so that a typo is not taken for a key without streams.
+        """
+        key_id = named = self._argument(call, "key", required=False)
+        if named is not None:
+            key = await self._ask(lambda: service.show_key(self._store, {"id": named}, now=time.time()))
+            key_id = key["id"]
         answers, complete = await self._surveys.ask(self._workers.lives, lambda number: ipc.Ask(number, key_id))
         rows = sorted((row for rows in answers for row in rows), key=lambda row: row["age_s"], reverse=True)
         return {"streams": rows[:MOST_ROWS], "total": len(rows), "complete": complete}

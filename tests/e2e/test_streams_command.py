@@ -160,8 +160,24 @@ def test_the_oldest_comes_first_and_a_key_may_be_asked_for_alone(running: Proxy)
         for named in (other.id, f"dgp_{other.id}"):
             (row,) = shown(running, "--key", named)
             assert row["key_id"] == other.id
-        assert shown(running, "--key", "nobody0000") == []
+        assert shown(running, "--key", running.new_key("idle").id) == []
     nothing_left(running)
+
+
+def test_a_key_that_is_none_is_an_error_and_never_repeated_whole(running: Proxy) -> None:
+    no_id = "a key's id is 10 letters and digits"
+    for named, wanted in {
+        "zzz": no_id,
+        "": no_id,
+        running.key: no_id,
+        "nobody0000": "there is no key with the id nobody0000",
+        "dgp_nobody0000": "there is no key with the id nobody0000",
+    }.items():
+        asked = dgproxy("streams", "list", "--key", named, "-c", str(running.config), check=False)
+        assert (asked.returncode, asked.stdout) == (1, "")
+        assert wanted in asked.stderr
+        assert running.key not in asked.stderr
+        assert asked.stderr == dgproxy("keys", "show", named, "-c", str(running.config), check=False).stderr
 
 
 def request_id(proxy: Proxy, client: ssl.SSLSocket) -> str:
