@@ -519,24 +519,3 @@ def test_an_https_upstream_whose_certificate_is_not_good_is_told_nothing(
             while not clear.empty():
                 assert clear.get().startswith(b"\x16\x03")  # a TLS record: RFC 8446 5.1
             assert in_flight(proxy) == 0
-
-
-ROWS: Final = (
-    *UNREACHABLE,
-    "U1 of ten addresses nine are dead",
-    "U2 GET",
-    "U2 POST",
-    "U2 WebSocket",
-    "U3 a kept connection",
-    *BROKEN_OFF,
-    *TOO_MUCH,
-    "U5 a head that drips",
-    "U6 429",
-    "U6 503",
-    "U7 restarts",
-    *BAD_CERTIFICATES,
-)
-
-
-def test_every_id_of_the_group_but_health_is_here() -> None:
-    assert {row.split()[0] for row in ROWS} == {f"U{number}" for number in range(1, 10)} - {"U8"}

@@ -15,9 +15,10 @@ from typing import Any, Final
 import pytest
 
 from dgproxy.wire.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
+from tests.support import usage
 from tests.support.frames import frame
 from tests.support.proxy import Proxy
-from tests.support.raw_ws import ECHO, RawStream, Stage, before, honest, memory, reset, stage
+from tests.support.raw_ws import ECHO, RawStream, Stage, before, honest, reset, stage
 from tests.support.scripted import PATIENCE, read_head, switching_protocols
 from tests.support.upstreams import Upstream
 
@@ -89,33 +90,6 @@ def _without(answer: bytes, name: bytes) -> bytes:
 
 def _with(head: bytes, line: bytes) -> bytes:
     return switching_protocols(head)[:-2] + line + b"\r\n\r\n"
-
-
-ELSEWHERE: Final = ("W1", "W2", "W14", "W15", "W16")  # handshakes: test_w_handshake.py; what clients send: e2e
-ROWS: Final = (
-    *ELSEWHERE,
-    "W3 early frames",
-    *BAD_101,
-    *STATUSES,
-    *FROM_CLIENT,
-    *FROM_UPSTREAM,
-    "W8 10,000 pings",
-    "W8 1 MB of pongs",
-    "W8 pings whose pongs nobody reads",
-    "W9 2^62 bytes",
-    "W10 byte by byte",
-    "W10 1,000 frames in one packet",
-    "W12 resets",
-    "W12 half-closes",
-    "W12 falls silent",  # without a FIN the kernel tells after tests/wire/test_listen.py's keepalive; idle comes first
-    "W13 within a frame",
-    "W13 between two frames",
-    "W17 another site's Origin",
-)
-
-
-def test_every_id_of_the_group_is_here_or_elsewhere() -> None:
-    assert {row.split()[0] for row in ROWS} == {f"W{number}" for number in range(1, 18)}
 
 
 # --- where it happens ------------------------------------------------------------------------------------------------
@@ -341,7 +315,7 @@ def test_w4_a_plain_answer_is_passed_as_it_is_and_no_tunnel(playing: tuple[Stage
 
 
 def workers(proxy: Proxy) -> int:
-    return sum(memory(pid) for pid in proxy.worker_pids())
+    return sum(usage.memory(pid) for pid in proxy.worker_pids())
 
 
 def test_w8_ten_thousand_pings_are_answered_in_order(proxy: Proxy, upstream: Upstream, key: str) -> None:

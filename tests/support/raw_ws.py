@@ -15,7 +15,6 @@ from typing import Any, Final, Self
 from dgproxy.wire.frames import BINARY, CLOSE
 from tests.support.frames import frame
 from tests.support.logs import is_event
-from tests.support.processes import PROC
 from tests.support.proxy import Proxy
 from tests.support.scripted import PATIENCE, upstream
 
@@ -155,14 +154,6 @@ def honest(proxy: Proxy, key: str, target: str = ECHO) -> None:
         assert stream.close_code() == 1000
     line = stream.log()
     assert (line["end"], line["code_sent"], line["fault"]) == ("complete", None, None)
-
-
-def memory(pid: int) -> int:
-    """Bytes that a process has in memory."""
-    (size,) = [
-        line.split()[1] for line in (PROC / str(pid) / "status").read_text().splitlines() if line.startswith("VmRSS")
-    ]
-    return int(size) * 1024
 
 
 class Stage:
