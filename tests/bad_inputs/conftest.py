@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.support.impatient import IMPATIENT, serving, swallow
 from tests.support.proxy import Proxy
 from tests.support.scripted import Actor, upstream
 
@@ -32,3 +33,15 @@ def stage(tmp_path_factory: pytest.TempPathFactory, leaks: list[str]) -> Iterato
     for proxy in made:
         proxy.kill()  # what a failed test left running
         leaks += proxy.leaks()
+
+
+@pytest.fixture(scope="module")
+def impatient(tmp_path_factory: pytest.TempPathFactory, leaks: list[str]) -> Iterator[Proxy]:
+    """One impatient proxy for the rows that leave it as it was."""
+    with upstream(serving(swallow)) as url:
+        proxy = Proxy(tmp_path_factory.mktemp("impatient"), url, IMPATIENT)
+        try:
+            with proxy:
+                yield proxy
+        finally:
+            leaks += proxy.leaks()

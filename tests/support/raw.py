@@ -8,12 +8,14 @@ import socket
 import ssl
 from collections.abc import Iterable, Iterator
 from http.client import HTTPResponse
-from typing import Final
+from typing import Final, TypeVar
 
 from tests.support.clients import Answer, assert_forwarded, assert_refusal
 from tests.support.logs import mentions
 from tests.support.proxy import Proxy
 from tests.support.upstreams import Upstream
+
+_Socket = TypeVar("_Socket", bound=socket.socket)
 
 PATIENCE: Final = 20.0  # seconds for whatever must happen
 MAX_HEAD: Final = 32 * 1024  # spec part 5
@@ -67,11 +69,34 @@ class _Bytes(io.BytesIO):
         pass
 
 
-def connect(proxy: Proxy) -> ssl.SSLSocket:
-    """A connection. One that ends without close_notify raises: every end should be an orderly one."""
-    sock = socket.create_connection(("127.0.0.1", proxy.port), timeout=PATIENCE)
+def _socket(buffer: int | None) -> socket.socket:
+    sock = socket.socket()
+    sock.settimeout(PATIENCE)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return proxy.client_tls().wrap_socket(sock, server_hostname="127.0.0.1", suppress_ragged_eofs=False)
+    if buffer is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, buffer)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
+    return sock
+
+
+def tcp(proxy: Proxy, *, buffer: int | None = None) -> socket.socket:
+    """A connection without TLS yet. With `buffer` the kernel holds about so many bytes each way."""
+    return _connected(_socket(buffer), proxy)
+
+
+def connect(proxy: Proxy, *, buffer: int | None = None) -> ssl.SSLSocket:
+    """A connection. One that ends without close_notify raises: every end should be an orderly one."""
+    tls = proxy.client_tls()  # wrapped before it connects: one that is reset at once would not be closed
+    return _connected(tls.wrap_socket(_socket(buffer), server_hostname="127.0.0.1", suppress_ragged_eofs=False), proxy)
+
+
+def _connected(sock: _Socket, proxy: Proxy) -> _Socket:
+    try:
+        sock.connect(("127.0.0.1", proxy.port))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 def read_all(sock: ssl.SSLSocket) -> bytes:
@@ -110,8 +135,19 @@ def answers(raw: bytes, methods: Iterable[str] = ()) -> Iterator[Answer]:
     while stream.tell() < len(raw):
         response = HTTPResponse(stream, method=next(asked, "GET"))  # type: ignore[arg-type]
         response.begin()
-        body = response.read()
-        yield Answer(response.status, [(name.lower(), value) for name, value in response.getheaders()], body)
+        yield _whole(response)
+
+
+def read_answer(sock: ssl.SSLSocket) -> Answer:
+    """One answer to anything but HEAD; its connection may go on, if nothing was asked behind it."""
+    response = HTTPResponse(sock)
+    response.begin()
+    return _whole(response)
+
+
+def _whole(response: HTTPResponse) -> Answer:
+    body = response.read()
+    return Answer(response.status, [(name.lower(), value) for name, value in response.getheaders()], body)
 
 
 def send(sock: ssl.SSLSocket, proxy: Proxy, *pieces: bytes) -> None:
