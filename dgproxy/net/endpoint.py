@@ -277,7 +277,7 @@ class Endpoint:
     def _start_reading(self) -> None:
         if not self._reading and not self.gone and self._size < EARLY:
             self._reading = True
-            self._loop.add_reader(self.fd, self._on_readable)
+            self.call_when_readable(self._on_readable)
 
     def _stop_reading(self) -> None:
         if self._reading:
@@ -360,6 +360,7 @@ class Endpoint:
 
     def reader(self, buffer: bytearray) -> Callable[[], int]:
         """A call that reads once into the buffer and gives the number of bytes, 0 at the end (for the relay)."""
+        remove(self.fd)  # as for call_when_readable
         if self._tls is not None:
             return partial(self._tls.read, len(buffer), buffer)
         return partial(self.sock.recv_into, buffer)
@@ -388,6 +389,20 @@ class Endpoint:
 
     def half_close(self) -> bool:
         """Tells the peer that nothing more comes from us. Whether its bytes can still be read.
+    def call_when_readable(self, callback: Callable[[], object]) -> None:
+        """Has the loop call this, and nobody else, when there is something to read.
+
+        Of a connection that was reset libuv tells once; uvloop then keeps a dead handle for its fd, and refuses every
+        other callback until the old one is taken off.
+        """
+        self._loop.remove_reader(self.fd)
+        self._loop.add_reader(self.fd, callback)
+
+    def call_when_writable(self, callback: Callable[[], object]) -> None:
+        """Has the loop call this, and nobody else, when there is room to write."""
+        self._loop.remove_writer(self.fd)
+        self._loop.add_writer(self.fd, callback)
+
 
         Raises:
             tls.WOULD_BLOCK: the socket takes no close_notify now; nothing has changed.

@@ -287,12 +287,12 @@ class Direction:
     def _listen_with(self, on_source: Callable[[], bool]) -> None:
         self._on_source = on_source
         if not self._paused:
-            self._loop.add_reader(self._source.fd, on_source)
+            self._source.call_when_readable(on_source)
 
     def _resume(self) -> None:
         if self._paused:
             self._paused = False
-            self._loop.add_reader(self._source.fd, self._on_source)
+            self._source.call_when_readable(self._on_source)
 
     def _pause(self) -> None:
         if not self._paused:
@@ -318,7 +318,7 @@ class Direction:
         self._taken = len(rest)
         self._pending = memoryview(rest)
         self._pause()
-        self._loop.add_writer(self._sink.fd, self._on_writable)
+        self._sink.call_when_writable(self._on_writable)
         self._budget.take(self._taken)
 
     def _forget_pending(self) -> None:
@@ -383,7 +383,7 @@ class Direction:
         try:
             readable = self._sink.half_close()
         except WOULD_BLOCK:  # a full socket takes no close_notify either
-            self._loop.add_writer(self._sink.fd, self._on_writable)
+            self._sink.call_when_writable(self._on_writable)
             return
         self.done = True
         self._shut = True

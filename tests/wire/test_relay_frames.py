@@ -716,3 +716,42 @@ def test_an_upstream_that_resets_while_its_client_is_slow_has_its_last_words_del
         assert await rig.end() is Side.UPSTREAM
 
     run(work, secure_client=False, secure_server=False, buffer=SMALL)
+
+
+@sides
+@kinds
+def test_a_stream_whose_source_was_reset_with_bytes_left_can_be_cut(
+    *, secure_client: bool, secure_server: bool, side: Side
+) -> None:
+    """libuv gives up a connection that it saw reset, and uvloop then refuses to call anybody else for its fd."""
+
+    async def work(rig: Rig) -> None:
+        rig.start(frames=True)
+        sender, _ = rig.peer(side)
+        await sender.send(of(side)(BINARY, bytes(BIG))[: BIG // 2])
+        sender.reset()
+        while not direction(rig, side).count:
+            await ticks(1)
+        assert direction(rig, side).dead
+        rig.finish()
+        rig.relay.check()
+        await rig.end()
+
+    run(work, secure_client=secure_client, secure_server=secure_server)
+
+
+@kinds
+def test_what_a_client_cannot_take_any_more_which_was_reset_with_bytes_left_ends_the_stream(
+    *, secure_client: bool, secure_server: bool
+) -> None:
+    async def work(rig: Rig) -> None:
+        rig.start(frames=True)
+        await rig.client.send(of(Side.DOWNSTREAM)(BINARY, bytes(BIG))[: BIG // 2])
+        rig.client.reset()
+        while not rig.relay.up.count:
+            await ticks(1)
+        rig.relay.down.start(frame(BINARY, bytes(BIG), masked=False))
+        rig.relay.check()
+        assert await rig.end() is Side.DOWNSTREAM
+
+    run(work, secure_client=secure_client, secure_server=secure_server)
