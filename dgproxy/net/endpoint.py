@@ -416,6 +416,11 @@ class Endpoint:
         """Ends our side without close_notify, after what was sent: a TLS peer sees that this is not the whole."""
         if self._closed:
             return False
+    @property
+    def torn(self) -> bool:
+        """Whether a write was broken off in the middle: nothing can be sent any more."""
+        return self._torn
+
         self._half_closed = True
         try:
             socket.socket.shutdown(self.sock, socket.SHUT_WR)  # SSLSocket's own would drop the TLS state

@@ -83,7 +83,7 @@ class Pool:
         """Ends a lease: the connection is kept for another request, or closed."""
         lease.target.in_flight -= 1
         idle = self._idle[lease.target]
-        if not reusable or lease.endpoint.gone or len(idle) >= IDLE_MOST:
+        if not reusable or lease.endpoint.gone or lease.endpoint.torn or len(idle) >= IDLE_MOST:
             lease.endpoint.close()
             return
         entry = _Idle(lease.endpoint, self._loop.time())
