@@ -30,6 +30,8 @@ EARLY: Final = 32 * 1024  # bytes held that nobody asked for yet (spec part 5)
 # The first byte of struct tcp_info, linux/tcp.h: given up; and the same or ended by the peer.
 _TCP_CLOSE: Final = b"\x07"
 _TCP_GONE: Final = frozenset({_TCP_CLOSE, b"\x08"})
+_RECORDS: Final = 64  # reads an event at most: a TLS record may hold a single byte
+_SMALL: Final = 1024  # bytes below which what is read ahead is put together
 _NOWHERE: Final = bytearray(CHUNK)  # where all put what they throw away: one each would cost more than what is held
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
 
@@ -66,6 +68,7 @@ class Endpoint:
         "_pending",
         "_read_since",
         "_reading",
+        "_reads_on",
         "_ready",
         "_recv",
         "_send",
@@ -102,6 +105,7 @@ class Endpoint:
         self._waiter: asyncio.Future[None] | None = None  # of read()
         self._ready: asyncio.Future[None] | None = None  # of whatever else waits: handshake, connect, write
         self._reading = False
+        self._reads_on = False  # its next reads are due without an event
         self._closed = False
         self._half_closed = False
         self._torn = False  # a write was broken off: half a message, or a TLS record that OpenSSL still holds
@@ -169,6 +173,8 @@ class Endpoint:
             if self._closed:
                 raise Lost(Cause.CLOSED)
             self._on_readable()  # libuv tells only once of a reset connection, whose bytes may come in several reads
+            if self._chunks:
+                await asyncio.sleep(0)  # likewise: what the kernel has more of is no reason to go on
             if self._chunks or self.gone:
                 continue
             self._start_reading()
@@ -248,15 +254,21 @@ class Endpoint:
         return min(reading, self._write_since) if self._writing else reading
 
     def _on_readable(self) -> None:
+        chunks = self._chunks
+        left = _RECORDS
         try:
             while True:
                 data = self._recv()
                 if not data:
                     self._eof = True
                     break
-                self._chunks.append(data)
+                if chunks and len(chunks[-1]) < _SMALL:  # an object for each byte would take fifty times its room
+                    chunks[-1] += data
+                else:
+                    chunks.append(data)
                 self._hold(len(data))
-                if not self._pending() and (self._on_gone is None or self._size >= EARLY):
+                left -= 1
+                if not self._pending() and (self._on_gone is None or self._size >= EARLY or left <= 0):
                     break
         except tls.WOULD_BLOCK:
             pass
@@ -268,11 +280,19 @@ class Endpoint:
             self._lost = _caused(Lost(Cause.RESET), error)
         if self._size >= EARLY or self.gone:
             self._stop_reading()
+        elif left <= 0 and self._reading and not self._reads_on:  # there may be an end behind, of which libuv told
+            self._reads_on = True
+            self._loop.call_soon(self._read_on)
         if self._waiter is not None and (self._chunks or self.gone):
             _settle(self._waiter)
         if self.gone and self._on_gone is not None:
             on_gone, self._on_gone = self._on_gone, None
             on_gone()
+
+    def _read_on(self) -> None:
+        self._reads_on = False
+        if self._reading:
+            self._on_readable()
 
     def _start_reading(self) -> None:
         if not self._reading and not self.gone and self._size < EARLY:
@@ -340,6 +360,7 @@ class Endpoint:
         if self._closed:
             raise Lost(Cause.CLOSED)
         self._ready = waiter = self._loop.create_future()
+        remove(self.fd)  # as for call_when_readable
         add(self.fd, _settle, waiter)
         timer = self._loop.call_later(max(timeout, 0), _settle, waiter, Lost(Cause.TIMEOUT))
         try:
@@ -360,7 +381,6 @@ class Endpoint:
 
     def reader(self, buffer: bytearray) -> Callable[[], int]:
         """A call that reads once into the buffer and gives the number of bytes, 0 at the end (for the relay)."""
-        remove(self.fd)  # as for call_when_readable
         if self._tls is not None:
             return partial(self._tls.read, len(buffer), buffer)
         return partial(self.sock.recv_into, buffer)
@@ -368,6 +388,20 @@ class Endpoint:
     def sender(self) -> Callable[[Any], int]:
         """A call that sends once and gives the number of bytes taken (for the relay)."""
         return self._send
+
+    def call_when_readable(self, callback: Callable[[], object]) -> None:
+        """Has the loop call this, and nobody else, when there is something to read.
+
+        Of a connection that was reset libuv tells once; uvloop then keeps a dead handle for its fd, and refuses every
+        other callback until the old one is taken off.
+        """
+        self._loop.remove_reader(self.fd)
+        self._loop.add_reader(self.fd, callback)
+
+    def call_when_writable(self, callback: Callable[[], object]) -> None:
+        """Has the loop call this, and nobody else, when there is room to write."""
+        self._loop.remove_writer(self.fd)
+        self._loop.add_writer(self.fd, callback)
 
     @property
     def reset(self) -> bool:
@@ -383,26 +417,17 @@ class Endpoint:
         return int.from_bytes(answer, sys.byteorder)
 
     @property
+    def torn(self) -> bool:
+        """Whether a write was broken off in the middle: nothing can be sent any more."""
+        return self._torn
+
+    @property
     def ended(self) -> bool:
         """Whether the peer's end of stream was read (for the relay)."""
         return self._eof
 
     def half_close(self) -> bool:
         """Tells the peer that nothing more comes from us. Whether its bytes can still be read.
-    def call_when_readable(self, callback: Callable[[], object]) -> None:
-        """Has the loop call this, and nobody else, when there is something to read.
-
-        Of a connection that was reset libuv tells once; uvloop then keeps a dead handle for its fd, and refuses every
-        other callback until the old one is taken off.
-        """
-        self._loop.remove_reader(self.fd)
-        self._loop.add_reader(self.fd, callback)
-
-    def call_when_writable(self, callback: Callable[[], object]) -> None:
-        """Has the loop call this, and nobody else, when there is room to write."""
-        self._loop.remove_writer(self.fd)
-        self._loop.add_writer(self.fd, callback)
-
 
         Raises:
             tls.WOULD_BLOCK: the socket takes no close_notify now; nothing has changed.
@@ -416,11 +441,6 @@ class Endpoint:
         """Ends our side without close_notify, after what was sent: a TLS peer sees that this is not the whole."""
         if self._closed:
             return False
-    @property
-    def torn(self) -> bool:
-        """Whether a write was broken off in the middle: nothing can be sent any more."""
-        return self._torn
-
         self._half_closed = True
         try:
             socket.socket.shutdown(self.sock, socket.SHUT_WR)  # SSLSocket's own would drop the TLS state

@@ -8,6 +8,7 @@ import os
 import random
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -154,6 +155,46 @@ def test_no_more_is_held_than_the_bound_and_nothing_of_it_is_lost(*, secure: boo
             assert endpoint._size < EARLY + CHUNK
         await sending
         assert got == data
+        endpoint.close()
+        peer.close()
+
+    run(work)
+
+
+@pytest.mark.parametrize("watched", [False, True], ids=["read", "watched"])
+def test_a_peer_that_sends_a_byte_a_record_keeps_the_loop_from_nobody_and_takes_no_more_room(*, watched: bool) -> None:
+    async def work() -> None:
+        endpoint, peer, _ = await pair(secure=True)
+        if watched:
+            endpoint.watch(lambda: None)
+        others_since = most = 0
+        reading = endpoint._recv
+
+        def counted() -> bytes:
+            nonlocal others_since, most
+            others_since += 1
+            most = max(most, others_since)
+            return reading()
+
+        async def others() -> None:
+            nonlocal others_since
+            while True:
+                others_since = 0
+                await asyncio.sleep(0)
+
+        for _ in range(2000):
+            await peer.send(b"x")
+        endpoint._recv = counted
+        other = asyncio.ensure_future(others())
+        if watched:
+            await until(lambda: endpoint.held == 2000)
+            assert sum(map(sys.getsizeof, endpoint._chunks)) < 2 * 2000
+        got = b""
+        while len(got) < 2000:
+            got += await endpoint.read(LONG)
+        other.cancel()
+        assert got == b"x" * 2000
+        assert most < 200
         endpoint.close()
         peer.close()
 
