@@ -5,6 +5,7 @@ Every row ends with an honest request on a new connection that works, and no slo
 
 import contextlib
 import json
+import queue
 import socket
 import ssl
 import threading
@@ -274,3 +275,22 @@ def test_r2_a_client_that_never_reads_is_cut_though_its_own_frames_still_pass(ne
         finally:
             over.set()
             talking.join()
+
+
+def test_r2_small_chunks_that_come_together_go_on_together(new_proxy: NewProxy) -> None:
+    """One by one, a client's 6 bytes would cost the proxy a send and the engine a read each."""
+    bodies: queue.Queue[bytes] = queue.Queue()
+
+    def take(sock: socket.socket, asked: bytes) -> None:
+        _, _, body = asked.partition(b"\r\n\r\n")
+        while not body.endswith(b"0\r\n\r\n"):
+            body += sock.recv(65536)
+        bodies.put(body)
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    with impatient_before(new_proxy, take) as proxy, connect(proxy) as client:
+        send(client, proxy, post(b"Transfer-Encoding: chunked"), b"1\r\nx\r\n" * 2000 + b"0\r\n\r\n")
+        assert read_answer(client).status == 200
+        body = bodies.get(timeout=PATIENCE)
+        assert body.count(b"x") == 2000
+        assert body.count(b"\r\n") // 2 < 2000 / 16
