@@ -177,7 +177,7 @@ class _Client:
             self._idle = False
         try:
             request = msgspec.json.decode(line, type=_Request)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             await self._answer(_refusal("bad_request", "not a request of this protocol"))
             return False
         await self._answer(await self._carry_out(request, uid, pid))

@@ -10,7 +10,7 @@ digest, and a key's text only in the answer to the command that made it; an erro
 import datetime as dt
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 
@@ -45,7 +45,7 @@ class _Create(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class _List(msgspec.Struct, forbid_unknown_fields=True):
-    after: int = 0
+    after: Annotated[int, msgspec.Meta(ge=0, le=(1 << 63) - 1)] = 0  # as SQLite numbers rows
 
 
 class _OneKey(msgspec.Struct, forbid_unknown_fields=True):

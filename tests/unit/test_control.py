@@ -180,7 +180,9 @@ def test_fifty_clients_at_once_are_each_answered(proxy: Running) -> None:
         b'{"v":1,"command":"echo","other":1}\n',
         b'{"v":1,"command":"\xff"}\n',
         b"\x00\x01\x02\n",
+        b'{"v":1,"command":"echo","args":{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}}\n",
     ],
+    ids=lambda line: repr(line[:40]),
 )
 def test_what_is_no_request_is_told_and_ends_the_connection(proxy: Running, request_line: bytes) -> None:
     with connected(proxy) as peer:

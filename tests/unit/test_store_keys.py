@@ -642,6 +642,13 @@ def test_a_long_list_comes_in_pages_that_fit_the_socket(store: KeyStore, monkeyp
     assert seen == ids
 
 
+@pytest.mark.parametrize("after", [-1, 1 << 63, "1"])
+def test_a_page_after_what_is_no_number_of_a_key_is_refused(store: KeyStore, after: object) -> None:
+    with pytest.raises(Rejected) as rejected:
+        list_keys(store, {"after": after}, now=NOW)
+    assert rejected.value.code == "bad_request"
+
+
 def test_an_unknown_id_is_no_key(store: KeyStore) -> None:
     assert store.get(KeyId("0000000000")) is None
     assert list_keys(store, {}, now=NOW) == {"keys": [], "next": None}
