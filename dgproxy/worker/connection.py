@@ -485,8 +485,8 @@ class Connection:
         )
         stream.seat = self._seat
         assert meter.key is not None  # noqa: S101 - nobody else gets here
+        worker.live.add(meter.key, stream)  # before the other is off, so that what is known of the key stays known
         worker.live.remove(meter.key, self)
-        worker.live.add(meter.key, stream)
         worker.streams.add(stream)
         worker.log(
             events.STREAM_OPEN,

@@ -179,7 +179,12 @@ class Exchange:
         """
         pieces: list[bytes] = []
         while len(pieces) < _TURN:
-            event = self._downstream.body()
+            try:
+                event = self._downstream.body()
+            except BadBody:
+                if pieces:
+                    break  # what came before it is judged and passed on before it; it is raised again
+                raise
             if isinstance(event, bytes):
                 pieces.append(event)
             elif pieces:

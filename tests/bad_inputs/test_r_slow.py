@@ -294,3 +294,13 @@ def test_r2_small_chunks_that_come_together_go_on_together(new_proxy: NewProxy) 
         body = bodies.get(timeout=PATIENCE)
         assert body.count(b"x") == 2000
         assert body.count(b"\r\n") // 2 < 2000 / 16
+
+
+def test_r2_a_body_that_is_too_large_before_it_breaks_is_too_large(new_proxy: NewProxy) -> None:
+    body = b"400\r\n" + bytes(1024) + b"\r\n1\r\nx\r\nbroken"
+    with (
+        impatient_before(new_proxy, swallow, plans__default__max_body='"1KiB"') as proxy,
+        connect(proxy) as client,
+    ):
+        send(client, proxy, post(b"Transfer-Encoding: chunked"), body)
+        assert read_answer(client).status == 413

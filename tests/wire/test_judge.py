@@ -416,8 +416,8 @@ def test_it_is_refused_unread_or_read_by_both_alike(house: Court, sent: bytes) -
     with connect(court.proxy) as sock:
         sock.sendall(sent)
         got = list(answers(read_all(sock)))
-    # One that was cut, its head good and its body not, may come to the judge after its client has its 400. It counts for
-    # nothing, as long as it never becomes whole.
+    # One that was cut, its head good and its body not, may come to the judge after its client has its 400: it counts
+    # for nothing, as long as it never becomes whole.
     requests = [request for request in court.verdict() if request.whole]
     meant = plain(sent)
     event(str([a.status for a in got]))
