@@ -110,5 +110,11 @@ class Live:
 
     def _cut(self, key_id: KeyId, refusal: Refusal) -> None:
         party = self._parties.get(key_id)
+        faults: list[Exception] = []
         for holder in () if party is None else list(party.holders):
-            holder.cut(refusal)
+            try:
+                holder.cut(refusal)
+            except Exception as fault:  # noqa: BLE001 - a fault with one must not let the others go on
+                faults.append(fault)
+        if faults:
+            raise faults[0]

@@ -283,3 +283,15 @@ def test_rows_are_of_one_key_or_of_all(live: Live, loop: Loop) -> None:
     assert sorted(row["id"] for row in live.rows(None)) == [f"{ONE}-0", f"{ONE}-1", f"{TWO}-0"]
     assert [row["id"] for row in live.rows(TWO)] == [f"{TWO}-0"]
     assert live.rows(KeyId("c" * 10)) == []
+
+
+def test_a_fault_with_one_does_not_let_the_others_go_on(live: Live, loop: Loop) -> None:
+    def fault() -> None:
+        raise RuntimeError("the handler is closed")
+
+    held = in_flight(live, loop, record(), 5)
+    for one in held:
+        one.on_cut = fault
+    with pytest.raises(RuntimeError):
+        live.apply(Delta(1, (record(state=State.REVOKED),)))
+    assert all(one.reasons == {KEY_REVOKED} for one in held)
