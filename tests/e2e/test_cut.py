@@ -1,7 +1,11 @@
 """A key that is revoked, disabled or expired: what is in flight ends, whatever it is doing, and nobody else's does."""
 
+import contextlib
 import http.client
 import json
+import os
+import select
+import signal
 import socket
 import ssl
 import threading
@@ -17,7 +21,7 @@ from tests.support import scripted
 from tests.support.clients import Answer, assert_refusal
 from tests.support.frames import frame
 from tests.support.logs import is_event
-from tests.support.proxy import Key, Proxy
+from tests.support.proxy import Key, Proxy, dgproxy
 from tests.support.raw_ws import RawStream
 from tests.support.upstreams import Upstream
 
@@ -150,6 +154,30 @@ def test_a_client_that_does_not_read_is_reset(proxy: Proxy, upstream: Upstream, 
     assert len(upstream.heads()) == 1
 
 
+def test_a_client_whose_kernel_was_handed_the_close_and_takes_nothing_is_reset_too(
+    new_proxy: Callable[..., Proxy],
+) -> None:
+    """What waits has room in the proxy's kernel, so the Close goes behind it; but the client's window is shut."""
+
+    def serve(sock: socket.socket) -> None:
+        sock.sendall(scripted.switching_protocols(scripted.read_head(sock)))
+        sock.sendall((b"\x82\x7e\x7d\x00" + bytes(32_000)) * 2)
+        with contextlib.suppress(ConnectionError):
+            while sock.recv(65536):
+                pass
+
+    with scripted.upstream(serve) as url, new_proxy({"upstream.urls": f'["{url}"]'}) as proxy:
+        stream = RawStream(proxy, proxy.key, buffer=4096)
+        wait_until(lambda: proxy.ask("streams", "list")[0]["bytes_out"] == 2 * 32_004)
+        watched = select.poll()
+        watched.register(stream.sock, 0)  # errors and hang-ups alone
+        proxy.ask("keys", "revoke", proxy.key_id)
+        line = last_line(proxy, Key(proxy.key_id, "", ""))
+        assert (line["end"], line["code_sent"]) == ("cut", 1008)
+        assert watched.poll(PATIENCE * 1000), "still open, with all that it did not read"
+        stream.sock.close()
+
+
 def test_an_upstream_in_the_middle_of_a_frame_gets_no_close_put_into_it(
     new_proxy: Callable[..., Proxy],
 ) -> None:
@@ -191,6 +219,22 @@ def test_every_stream_of_the_key_ends_on_both_workers_and_nobody_elses(
         stream.send(frame(CLOSE, b"\x03\xe8"))
         assert_closed(stream, 1000, "")
     assert len(upstream.heads()) == 32
+
+
+def test_a_worker_that_hangs_is_told_of_and_cuts_as_soon_as_it_goes_on(new_proxy: Callable[..., Proxy]) -> None:
+    with new_proxy({"server.workers": "1"}) as proxy:
+        key = Key(proxy.key_id, proxy.key, "")
+        stream = echoing(proxy, key)
+        (pid,) = proxy.worker_pids()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            said = dgproxy("keys", "revoke", key.id, "--json", "-c", str(proxy.config))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert json.loads(said.stdout)["everywhere"] is False
+        assert "a worker has not confirmed the change" in said.stderr
+        assert_closed(stream, *REVOKED)
+        assert proxy.ask("keys", "revoke", key.id)["everywhere"] is True
 
 
 # --- HTTP ------------------------------------------------------------------------------------------------------------
