@@ -20,7 +20,7 @@ class Event:
     fields: tuple[str, ...]
 
 
-PROXY_START = Event("proxy.start", INFO, ("version", "config", "workers", "openssl"))
+PROXY_START = Event("proxy.start", INFO, ("version", "config", "workers", "openssl", "pump"))
 PROXY_READY = Event("proxy.ready", INFO, ("listen", "tls", "workers", "keys", "upstreams", "start_s"))
 PROXY_NOTICE = Event("proxy.notice", WARNING, ("notice",))
 PROXY_STOPPING = Event("proxy.stopping", INFO, ("signal", "within_s", "streams", "requests"))

@@ -11,6 +11,7 @@ from dgproxy.cli.keys import keys
 from dgproxy.cli.live import status, streams
 from dgproxy.cli.run import run, standin
 from dgproxy.cli.setup import check, init
+from dgproxy.net import pump
 from dgproxy.net.tls import OPENSSL
 
 _GROUPS: Final[dict[str, list[click.Command]]] = {
@@ -21,11 +22,15 @@ _GROUPS: Final[dict[str, list[click.Command]]] = {
 }
 
 
+def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - as click calls it
+    if asked:
+        relay = "pure" if pump.why_not_native() else "native, pure"
+        click.echo(f"dgproxy {dgproxy.__version__} (Python {sys.version.split()[0]}, {OPENSSL}, relay: {relay})")
+        context.exit()
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(
-    dgproxy.__version__,
-    message=f"dgproxy %(version)s (Python {sys.version.split()[0]}, {OPENSSL}, relay: buffer)",
-)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show it and exit.")
 def main() -> None:
     """The front door of a self-hosted Deepgram: TLS, API keys and limits before a container that has none."""
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from dgproxy.net import tls
+from dgproxy.net import libssl, tls
 from dgproxy.net.budget import Budget, unbounded
 
 CHUNK: Final = 64 * 1024  # bytes a read; a TLS record holds 16 KiB at most
@@ -388,6 +388,12 @@ class Endpoint:
     def sender(self) -> Callable[[Any], int]:
         """A call that sends once and gives the number of bytes taken (for the relay)."""
         return self._send
+
+    def raw(self) -> tuple[int, int, Any]:
+        """Its fd, the pointer of its TLS connection (0: plain), and the object that both belong to (for the relay)."""
+        if self._tls is not None:
+            return self.fd, libssl.pointer(self._tls), self._tls
+        return self.fd, 0, self.sock
 
     def call_when_readable(self, callback: Callable[[], object]) -> None:
         """Has the loop call this, and nobody else, when there is something to read.

@@ -43,6 +43,21 @@ class Libssl:
         self._clear_error = library.ERR_clear_error
         self._clear_error.argtypes = ()
         self._clear_error.restype = None
+        self._pump_calls = tuple(
+            ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
+            for name in (
+                "SSL_read",
+                "SSL_write",
+                "SSL_get_error",
+                "SSL_has_pending",
+                "SSL_set_read_ahead",
+                "ERR_clear_error",
+            )
+        )
+
+    def addresses(self) -> tuple[int, ...]:
+        """Where the functions are that `_pump.bind` takes, in its order."""
+        return self._pump_calls
 
     def set_ticket_keys(self, context: ssl.SSLContext, keys: bytes) -> bool:
         """Gives a server context the keys of its session tickets; contexts with the same keys resume each other's."""
@@ -77,6 +92,11 @@ class Libssl:
 
 def _context_pointer(context: ssl.SSLContext) -> int | None:
     return ctypes.c_void_p.from_address(id(context) + _HEAD).value
+
+
+def pointer(sslobj: Any) -> int:
+    """The `SSL *` of a TLS connection, which lives as long as that object does; only for whoever has a Libssl."""
+    return _connection_pointer(sslobj) or 0
 
 
 def _connection_pointer(sslobj: Any) -> int | None:

@@ -23,6 +23,7 @@ import enum
 from collections.abc import Callable
 from typing import Final
 
+from dgproxy.net import pump
 from dgproxy.net.budget import Budget
 from dgproxy.net.endpoint import CHUNK, Endpoint
 from dgproxy.net.tls import WOULD_BLOCK, Ended
@@ -53,7 +54,6 @@ class Direction:
     __slots__ = (
         "_behind",
         "_budget",
-        "_buffer",
         "_closing",
         "_ended",
         "_finish",
@@ -63,6 +63,7 @@ class Direction:
         "_on_source",
         "_paused",
         "_pending",
+        "_pump",
         "_read",
         "_send",
         "_shut",
@@ -70,7 +71,6 @@ class Direction:
         "_source",
         "_taken",
         "_view",
-        "count",
         "done",
         "finished",
         "side",
@@ -85,13 +85,13 @@ class Direction:
         side: Side,
         buffer: bytearray,
         budget: Budget,
+        form: pump.Form,
         on_end: "Callable[[Direction, Ending], None]",
         on_fault: "Callable[[Direction], None]",
     ) -> None:
         self._loop = loop
         self._source = source
         self._sink = sink
-        self._buffer = buffer
         self._view = memoryview(buffer)
         self._read = source.reader(buffer)
         self._send = sink.sender()
@@ -101,15 +101,15 @@ class Direction:
         self._behind: bytes | None = None  # a frame of our own, to follow what is pending
         self._finish: tuple[bytes, bool] | None = None  # a frame of our own, and whether it may part a message
         self._closing = False  # nothing but a frame of our own is still to be sent
-        self._on_source: Callable[[], bool] = self._on_readable
+        self.side: Final = side  # the source's
+        self.tracker: Final = Tracker(masked=side is Side.DOWNSTREAM)
+        self._pump: Final = pump.make(form, source, sink, buffer, self.tracker, self)
+        self._on_source: Callable[[], bool] = self._pump.run
         self._paused = True
         self._ended = False  # the source's end of stream was read
         self._shut = False  # nothing more can be sent
         self._on_end = on_end
         self._on_fault = on_fault
-        self.side: Final = side  # the source's
-        self.tracker: Final = Tracker(masked=side is Side.DOWNSTREAM)
-        self.count = 0  # bytes of the source that were passed on
         self.done = False  # nothing more of the source is passed on
         self.finished = False  # a frame of our own was the last that the sink's kernel took
 
@@ -120,7 +120,7 @@ class Direction:
         if self.done:
             return
         if self._source.ended:
-            self._end_of_stream()
+            self.end_of_stream()
         elif self._pending is None:
             self._resume()
 
@@ -129,6 +129,7 @@ class Direction:
         self._loop.remove_reader(self._source.fd)
         self._loop.remove_writer(self._sink.fd)
         self._paused = True
+        self._pump.stop()
         self._forget_pending()
         self.done = True
         self._shut = True
@@ -149,6 +150,11 @@ class Direction:
         elif not self.done:
             self._finish = (frame, between_messages)
             self._listen_with(self._on_readable_to_the_end)
+
+    @property
+    def count(self) -> int:
+        """Bytes of the source that were passed on."""
+        return self._pump.count
 
     @property
     def over(self) -> bool:
@@ -187,41 +193,25 @@ class Direction:
 
     # --- the source -------------------------------------------------------------------------------------------------
 
-    def _on_readable(self) -> bool:  # hot: see bench/streams
-        """Whether there may be more to read at once."""
-        try:
-            size = self._read()
-        except WOULD_BLOCK:
-            return False
-        except Ended:
-            size = 0
-        except OSError:
-            self._lost()
-            return False
-        if not size:
-            self._end_of_stream()
-            return False
-        tracker = self.tracker
-        if size <= tracker.left:
-            tracker.left -= size
-        elif tracker.held:
-            self._arrived(tracker.held + self._view[:size])
-            return True
-        elif (passed := tracker.scan(self._buffer, size)) != size:
-            self._pass_part(self._view[:passed])
-            return True
-        self.count += size
-        view = self._view[:size]
-        try:
-            sent = self._send(view)
-        except WOULD_BLOCK:
-            sent = 0
-        except OSError:
-            self._refused()
-            return True
-        if sent != size:
-            self._pass_on(view[sent:])
-        return True
+    def judge(self, size: int) -> None:
+        """Bytes that may not all pass, of which the tracker has not seen any."""
+        self._arrived(self.tracker.held + self._view[:size])
+
+    def part(self, size: int) -> None:
+        """What may pass before something that is held, or breaks the rules, or comes after a Close."""
+        self._pass_part(self._view[:size])
+
+    def keep(self, at: int, size: int) -> None:
+        """Bytes that the sink does not take now."""
+        self._keep(bytes(self._view[at:size]))
+
+    def again(self) -> None:
+        """Has the source read from again, of which no poll would tell."""
+        self._loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if not self._paused and not self._shut:
+            self._on_source()
 
     def _on_readable_to_the_end(self) -> bool:
         """Until a frame of our own may go in."""
@@ -236,7 +226,7 @@ class Direction:
         else:
             passed = min(len(data), tracker.left)
             tracker.left -= passed
-        self.count += passed
+        self._pump.count += passed
         self._pass_on(memoryview(data)[:passed])
         if self._shut:
             return True
@@ -245,7 +235,7 @@ class Direction:
         elif tracker.between_messages or (tracker.between_frames and not between_messages):
             self._close_with(frame)
         elif tracker.fault:
-            self._lost()
+            self.lost()
         return True
 
     def _on_readable_after_close(self) -> bool:
@@ -261,10 +251,12 @@ class Direction:
         except Ended:
             size = 0
         except OSError:
-            self._lost()
+            self.lost()
             return _DRY
         if not size:
-            self._end_of_stream()
+            self.end_of_stream()
+        elif self._pump.pending():
+            self.again()
         return size
 
     def _arrived(self, data: bytes) -> None:
@@ -273,7 +265,7 @@ class Direction:
 
     def _pass_part(self, view: memoryview) -> None:
         """What may pass before something that is held, or breaks the rules, or comes after a Close."""
-        self.count += len(view)
+        self._pump.count += len(view)
         self._pass_on(view)
         if self._shut:
             return
@@ -287,12 +279,17 @@ class Direction:
     def _listen_with(self, on_source: Callable[[], bool]) -> None:
         self._on_source = on_source
         if not self._paused:
-            self._source.call_when_readable(on_source)
+            self._listen()
 
     def _resume(self) -> None:
         if self._paused:
             self._paused = False
-            self._source.call_when_readable(self._on_source)
+            self._listen()
+
+    def _listen(self) -> None:
+        self._source.call_when_readable(self._on_source)
+        if self._pump.pending():
+            self.again()
 
     def _pause(self) -> None:
         if not self._paused:
@@ -310,7 +307,7 @@ class Direction:
                 self._keep(bytes(rest))
                 return False
             except OSError:
-                self._refused()
+                self.refused()
                 return False
         return True
 
@@ -335,7 +332,7 @@ class Direction:
                 self._pending = rest
                 return
             except OSError:
-                self._refused()
+                self.refused()
                 return
         self._forget_pending()
         self._loop.remove_writer(self._sink.fd)
@@ -368,11 +365,12 @@ class Direction:
         self._shut = True
         self._on_end(self, Ending.FINISHED)
 
-    def _end_of_stream(self) -> None:
+    def end_of_stream(self) -> None:
+        """The source has ended: so will the sink be told, after what is pending."""
         self._ended = True
         self._pause()
         if self._finish is not None:
-            self._lost()  # the place for our frame will not come
+            self.lost()  # the place for our frame will not come
         elif self._pending is None:
             self._half_close()
 
@@ -389,7 +387,7 @@ class Direction:
         self._shut = True
         self._on_end(self, Ending.PASSED_ON if readable else Ending.REFUSED)
 
-    def _lost(self) -> None:
+    def lost(self) -> None:
         """The source broke: nothing of it is left to read."""
         self._pause()
         self._finish = None
@@ -397,7 +395,7 @@ class Direction:
             self.done = True
             self._on_end(self, Ending.LOST)
 
-    def _refused(self) -> None:
+    def refused(self) -> None:
         """The sink takes no more; what it has sent may still be on its way, so only this direction ends."""
         self._pause()
         self._forget_pending()
@@ -428,8 +426,13 @@ class Relay:
         budget: Budget,
         on_end: Callable[[Side | None], None],
         on_fault: Callable[[Side], None],
+        form: pump.Form | None = None,
     ) -> None:
-        """`buffer` has CHUNK bytes and may be shared by all relays of a loop, as the budget is."""
+        """`buffer` has CHUNK bytes and may be shared by all relays of a loop, as the budget is.
+
+        `form`: of the pumps; None for that of the process.
+        """
+        form = form or pump.form()
         self._on_end = on_end
         self._on_fault = on_fault
         self._over = False
@@ -437,10 +440,10 @@ class Relay:
         self._asked = False  # both directions to finish: only then is neither to be waited for
         self._broken: Side | None = None  # who refused bytes while its own were still awaited
         self.up: Final = Direction(
-            loop, downstream, upstream, Side.DOWNSTREAM, buffer, budget, self._ended, self._broke_rules
+            loop, downstream, upstream, Side.DOWNSTREAM, buffer, budget, form, self._ended, self._broke_rules
         )
         self.down: Final = Direction(
-            loop, upstream, downstream, Side.UPSTREAM, buffer, budget, self._ended, self._broke_rules
+            loop, upstream, downstream, Side.UPSTREAM, buffer, budget, form, self._ended, self._broke_rules
         )
 
     def start(self, from_downstream: bytes, from_upstream: bytes) -> None:

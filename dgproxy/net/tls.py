@@ -4,8 +4,10 @@ Rules of this file: with `libssl`, the only place that imports ssl. Connections 
 asyncio's TLS transports put two memory buffers between OpenSSL and the socket (performance.md: 1.5 times the cost).
 """
 
+import contextlib
 import socket
 import ssl
+from collections.abc import Iterator
 from typing import Any, Final, Protocol, cast
 
 from dgproxy.net import libssl
@@ -21,6 +23,7 @@ OPENSSL: Final = ssl.OPENSSL_VERSION
 
 _MINIMUM: Final = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 # TLS 1.2 with forward secrecy and AEAD only; TLS 1.3's suites are not named here and stay as OpenSSL has them.
+_LOOPBACK: Final = 5.0  # seconds
 _CIPHERS: Final = "ECDHE+AESGCM:ECDHE+CHACHA20:!aNULL"
 
 
@@ -105,6 +108,39 @@ def close_notify(tls: Connection) -> bool:
     except OSError:  # the peer's close_notify is not there yet, or data is in its place
         return False
     return False
+
+
+@contextlib.contextmanager
+def loopback() -> Iterator[tuple[ssl.SSLSocket, ssl.SSLSocket]]:
+    """Both ends of a TLS connection within this process, the server's non-blocking; for self-tests.
+
+    Without a certificate, hence TLS 1.2 (RFC 8446 has no anonymous suites).
+
+    Raises:
+        OSError: this OpenSSL has no such suite, or a socket could not be had.
+    """
+    server, client = socket.socketpair()
+    with server, client:
+        ends = []
+        for end, side in (server, ssl.PROTOCOL_TLS_SERVER), (client, ssl.PROTOCOL_TLS_CLIENT):
+            end.settimeout(_LOOPBACK)
+            context = ssl.SSLContext(side)
+            context.maximum_version = ssl.TLSVersion.TLSv1_2
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+            context.set_ciphers("AECDH-AES256-SHA:@SECLEVEL=0")
+            ends.append(wrap(end, context, server_side=side is ssl.PROTOCOL_TLS_SERVER))
+        with ends[0], ends[1]:
+            for end in ends:
+                end.settimeout(0)
+            left = list(ends)
+            while left:  # each turn's bytes are there at once
+                for end in ends:
+                    with contextlib.suppress(WantRead):
+                        end.do_handshake()
+                        left = [other for other in left if other is not end]
+            ends[1].settimeout(_LOOPBACK)
+            yield ends[0], ends[1]
 
 
 def spoke_plain_http(error: BaseException) -> bool:

@@ -26,7 +26,7 @@ from dgproxy.access.limits import Ledger, Owner
 from dgproxy.admin.control import Call, ControlError, ControlServer, Handler
 from dgproxy.config import Config, effective, private_key_path, read_pepper
 from dgproxy.logs import Log
-from dgproxy.net import libssl, tls
+from dgproxy.net import libssl, pump, tls
 from dgproxy.net.listen import open_listeners
 from dgproxy.store import StoreError, lock, service
 from dgproxy.store.keys import FILE_NAME, TURNS, KeyStore, Turn
@@ -98,6 +98,10 @@ class Supervisor:
             CannotStart, StoreError, ConfigError: before anything was served.
         """
         config = self._config
+        try:
+            self._pump = pump.form()  # the workers', which are the same program with the same environment
+        except pump.Unavailable as error:
+            raise CannotStart(str(error)) from None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             self._loop.add_signal_handler(number, self._on_signal, number)
         self._log(
@@ -106,6 +110,7 @@ class Supervisor:
             config=config.path,
             workers=_worker_count(config),
             openssl=tls.OPENSSL,
+            pump=self._pump,
         )
         listeners: list[list[socket.socket]] = []
         control: ControlServer | None = None
@@ -416,7 +421,7 @@ class Supervisor:
             "keys": len(self._keys.table),
             "listen": [str(listen) for listen in self._config.server.listen],
             "upstreams": [str(url) for url in self._config.upstream.urls],
-            "relay": "buffer",
+            "relay": self._pump,
             "workers": [
                 {
                     "index": slot.index,

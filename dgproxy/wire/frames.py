@@ -59,6 +59,11 @@ class Tracker:
         self.fault = ""
 
     @property
+    def masked(self) -> bool:
+        """Whether the source's frames must have a mask."""
+        return bool(self._mask)
+
+    @property
     def between_frames(self) -> bool:
         """Whether a control frame may be put in after what was passed on."""
         return not self.left

@@ -13,6 +13,7 @@ from dgproxy.net.endpoint import Endpoint
 from dgproxy.net.relay import Direction, Relay, Side, make_buffer
 from dgproxy.net.tls import WOULD_BLOCK
 from dgproxy.wire import frames
+from tests.support import pumps
 from tests.support.peers import Peer, Watched, certificates, tcp_pair
 
 PATIENCE: Final = 3.0
@@ -124,7 +125,7 @@ async def build(*, secure_client: bool, secure_server: bool, buffer: int | None)
         rig.finish()
 
     budget = unbounded()
-    relay = Relay(typed, downstream, upstream, make_buffer(), budget, on_end, on_fault)
+    relay = Relay(typed, downstream, upstream, make_buffer(), budget, on_end, on_fault, pumps.form)
     rig = Rig(loop, client, server, downstream, upstream, relay, budget)
     return rig
 

@@ -12,7 +12,9 @@ from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from dgproxy.net.endpoint import CHUNK
 from dgproxy.net.relay import Relay, Side, make_buffer
+from tests.support import pumps
 from tests.support.peers import Peer
+from tests.support.pumps import both_forms  # noqa: F401 - a fixture for all of this
 from tests.support.rig import PATIENCE, SMALL, Rig, blocked, build, kinds, run, settled, ticks
 
 # --- any conversation ------------------------------------------------------------------------------------------------
@@ -289,7 +291,9 @@ def test_a_buffer_is_shared_by_streams_without_mixing_them() -> None:
             buffer = make_buffer()
             for rig in rigs:
                 typed = cast("asyncio.AbstractEventLoop", rig.loop)
-                rig.relay = Relay(typed, rig.downstream, rig.upstream, buffer, rig.budget, rig.ends.append, pytest.fail)
+                rig.relay = Relay(
+                    typed, rig.downstream, rig.upstream, buffer, rig.budget, rig.ends.append, pytest.fail, pumps.form
+                )
                 rig.start()
             data = [bytes([number]) * 500_000 for number in range(3)]
             sending = [asyncio.ensure_future(rig.client.send(data[n])) for n, rig in enumerate(rigs)]

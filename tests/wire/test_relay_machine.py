@@ -11,8 +11,10 @@ import uvloop
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from dgproxy.net import pump
 from dgproxy.net.relay import Direction, Side
 from dgproxy.wire.frames import BINARY, CLOSE, CONTINUATION, PING, TEXT
+from tests.support import pumps
 from tests.support.frames import frame
 from tests.support.rig import PATIENCE, SMALL, VIOLATION, VIOLATION_MASKED, Rig, build, ticks
 
@@ -121,8 +123,11 @@ class Talker:
 class Conversation(RuleBasedStateMachine):
     """Two talkers around a relay; the rules are what peers and the relay's owner may do."""
 
+    form: pump.Form = "pure"
+
     def __init__(self) -> None:
         super().__init__()
+        pumps.form = self.form
         self.runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self.finished = False
         self.patient = False  # somebody wanted our Close between two messages
@@ -298,8 +303,15 @@ class Conversation(RuleBasedStateMachine):
         assert not used
 
 
-TestConversation = Conversation.TestCase
-TestConversation.settings = settings(
+class NativeConversation(Conversation):
+    """The same with the native pump."""
+
+    form = "native"
+
+
+TestPure = Conversation.TestCase
+TestNative = pumps.native_only(NativeConversation.TestCase)
+TestPure.settings = TestNative.settings = settings(
     max_examples=40,
     stateful_step_count=30,
     deadline=None,
