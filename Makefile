@@ -4,12 +4,13 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 LOCK    = deploy/lock
+NATIVE  = setup.py dgproxy/net/_pump.c
 
 FUZZ_SECONDS ?= 300
 FUZZ         ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev test lint types contracts check fuzz differential ci-long lock clean
+.PHONY: help demo install dev test lint types contracts check fuzz differential sanitize ci-long lock clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,7 +29,10 @@ fuzz: $(VENV)/.fuzz ## what reads foreign bytes, each harness for FUZZ_SECONDS=3
 differential: dev ## the same bytes to dgproxy, nginx and HAProxy (apt install nginx-light haproxy)
 	$(BIN)/python -m tests.differential $(ARGS)
 
-ci-long: differential ## what takes longer than the gate: fuzzing, cuts, slow attackers, 2 GiB; results: bench/README.md
+sanitize: dev ## the native pump under AddressSanitizer and UBSan, all its tests and 20,000 random conversations (gcc)
+	$(BIN)/python -m tests.sanitize
+
+ci-long: differential sanitize ## what takes longer than the gate: fuzzing, cuts, slow attackers, 2 GiB; results: bench/README.md
 	$(MAKE) fuzz
 	$(BIN)/python -m bench.cut
 	$(BIN)/python -m bench.bulk
@@ -48,20 +52,20 @@ dev: $(VENV)/.dev ## a virtual environment with all that tests and bench need
 
 install: $(VENV)/.demo
 
-# The locks hold exact versions with hashes; nothing is compiled (wheels only).
+# The locks hold exact versions with hashes, wheels only. dgproxy's own native pump is compiled where there is a compiler.
 $(VENV)/.python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"dgproxy needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv and pip; on Debian: apt install python3-venv"; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/.demo: $(VENV)/.python $(LOCK)/demo.txt pyproject.toml
+$(VENV)/.demo: $(VENV)/.python $(LOCK)/demo.txt pyproject.toml $(NATIVE)
 	@echo "Installing dgproxy into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r $(LOCK)/demo.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.python $(LOCK)/dev.txt pyproject.toml
+$(VENV)/.dev: $(VENV)/.python $(LOCK)/dev.txt pyproject.toml $(NATIVE)
 	@echo "Installing dgproxy and what its tests need into $(VENV) ..."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r $(LOCK)/dev.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

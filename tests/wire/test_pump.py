@@ -19,6 +19,7 @@ from dgproxy.wire.frames import Tracker
 from tests.support.frames import conversations, frame
 from tests.support.pumps import FORMS, native_only
 
+_EXAMPLES: Final = int(os.environ.get("DGPROXY_EXAMPLES", "300"))
 _BUFFER: Final = 64  # bytes, so that a piece takes several reads
 _START: Final = {"left": st.sampled_from([0, 1, 7, 300, 1 << 40]), "fragmented": st.booleans()}
 
@@ -136,7 +137,7 @@ def _compare(raw: bytes, cuts: list[int], start: dict[str, Any], *, masked: bool
 
 
 @native_only
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=_EXAMPLES, deadline=None)
 @given(raw=_NEAR_FRAMES, cuts=_CUTS, start=st.fixed_dictionaries(_START), masked=st.booleans())
 def test_any_bytes_in_any_pieces_come_to_the_same_in_both_forms(
     raw: bytes,
@@ -148,7 +149,7 @@ def test_any_bytes_in_any_pieces_come_to_the_same_in_both_forms(
 
 
 @native_only
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=_EXAMPLES // 5, deadline=None)
 @given(data=st.data(), cuts=_CUTS, masked=st.booleans())
 def test_any_conversation_that_keeps_the_rules_comes_to_the_same_in_both_forms(
     data: st.DataObject,
