@@ -26,7 +26,9 @@ from dgproxy.config import (
     examine,
     examine_bytes,
     find_config,
+    kinds,
     load,
+    loading,
     parse_listen,
     parse_overrides,
     parse_url,
@@ -532,10 +534,10 @@ def test_whatever_stands_at_a_setting_is_a_value_or_a_finding(setting: schema.Se
         document["plans"]["default"][setting.name] = value
     else:
         document[setting.section] = {setting.name: value}
-    here = schema._Here("f", "/srv", "", [])
-    config = schema._read_document(document, here)
-    schema._combinations(config, here)
-    schema._not_enforced(config, here)
+    here = kinds.Here("f", "/srv", "", [])
+    config = loading._read_document(document, here)
+    loading._combinations(config, here)
+    loading._not_enforced(config, here)
     assert msgspec.msgpack.decode(msgspec.msgpack.encode(config), type=Config) == config
     assert all(str(finding).isprintable() for finding in here.findings)
 
@@ -588,7 +590,7 @@ def test_the_option_comes_before_the_environment_before_the_usual_places(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DGPROXY_CONFIG", raising=False)
-    monkeypatch.setattr(schema, "DEFAULT_PATHS", ("dgproxy.toml", str(tmp_path / "etc.toml")))
+    monkeypatch.setattr(loading, "DEFAULT_PATHS", ("dgproxy.toml", str(tmp_path / "etc.toml")))
     with pytest.raises(
         ConfigError, match=r"tried \$DGPROXY_CONFIG \(not set\), dgproxy.toml, .*etc.toml; name one with -c"
     ):
