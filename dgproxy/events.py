@@ -39,6 +39,7 @@ KEYS_CHANGED = Event("keys.changed", INFO, ("generation", "key_id", "change", "b
 _REQUEST = ("request_id", "peer", "key_id", "class", "method", "path", "client_request_id", "user_agent")
 _SPENT = ("status", "bytes_in", "bytes_out", "wall_s", "upstream", "dg_request_id", "end")
 REQUEST_OPEN = Event("request.open", DEBUG, _REQUEST)
+REQUEST_PREFLIGHT = Event("request.preflight", DEBUG, _REQUEST)
 REQUEST_CLOSE = Event("request.close", INFO, (*_REQUEST, *_SPENT))
 REQUEST_REFUSED = Event(
     "request.refused", WARNING, (*_REQUEST, "status", "code", "reason", "phase", "form", "hint", "upstream", "detail")

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from dgproxy import units
 from dgproxy.config.findings import Finding
-from dgproxy.config.values import Certificate, Quota, host_and_port, parse_listen, parse_url
+from dgproxy.config.values import Certificate, Quota, authority, host_and_port, parse_listen, parse_url
 from dgproxy.units import Allowance, Counted, quoted
 
 CLASSES: Final = ("batch", "stream", "flux", "speak", "read", "agent", "models")  # spec 5; wire.deepgram has the routes
@@ -276,14 +276,21 @@ def _read_allowed_host(found: Any, _: Here) -> str:
 
 
 def _read_origin(found: Any, _: Here) -> str:
+    """As browsers write it (RFC 6454 6.2): in lower case, without a port that its scheme implies.
+
+    A page of a packaged app has a scheme of its own, like capacitor://localhost.
+    """
     text = _text(found, '"https://app.example.com"')
-    match = re.fullmatch(r"(https?)://(.+)", text)
+    match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://(.+)", text.lower())
     if text == "*":
         return text
     if match is None:
         raise ValueError(f'{quoted(text)} is no origin; write it like "https://app.example.com", or "*"')
-    host_and_port(match[2], 443)
-    return text.lower()
+    if match[2].endswith("/"):
+        raise ValueError(f'{quoted(text)} ends with a slash, which no origin does; write "{text.rstrip("/")}"')
+    implied = {"https": 443, "http": 80}.get(match[1], 0)
+    host, port = host_and_port(match[2], implied)
+    return f"{match[1]}://{authority(host, None if port == implied else port)}"
 
 
 def _read_certificate(found: Any, here: Here) -> Certificate:

@@ -187,7 +187,7 @@ class Cors(msgspec.Struct, frozen=True):
 
     origins: Annotated[
         tuple[str, ...],
-        _later(kinds.ORIGINS, "origins whose pages may call: https://app.example.com"),
+        _now(kinds.ORIGINS, 'pages that may call: "https://app.example.com", or "*"; empty: none may read an answer'),
     ] = ()
 
 

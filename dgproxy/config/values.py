@@ -99,9 +99,10 @@ def parse_url(text: str) -> Url:
     return Url(scheme, host, port)
 
 
-def authority(host: str, port: int) -> str:
+def authority(host: str, port: int | None) -> str:
     """Like [::1]:8443."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    named = f"[{host}]" if ":" in host else host
+    return named if port is None else f"{named}:{port}"
 
 
 def host_and_port(text: str, default: int | None) -> tuple[str, int]:

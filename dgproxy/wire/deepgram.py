@@ -59,13 +59,19 @@ _EXACT: Final[dict[bytes, tuple[Route, ...]]] = {
 _MODEL_ROUTES: Final = _EXACT.pop(b"/v1/models/{id}")
 
 
+def methods(path: bytes) -> frozenset[bytes] | Refusal:
+    """The methods that a path is served with over HTTP, or the 404 that it gets."""
+    rows = _rows(path)
+    if rows is None:
+        return NOT_SERVED
+    return frozenset().union(*(row.methods for row in rows)) or WEBSOCKET_ONLY
+
+
 def route(method: bytes, path: bytes, *, websocket: bool) -> Class | Refusal:
     """The class of a request, or the 404 it gets. `path` is the raw path, without its query."""
-    rows = _EXACT.get(path)
+    rows = _rows(path)
     if rows is None:
-        if _MODEL_PATH.fullmatch(path) is None:
-            return NOT_SERVED
-        rows = _MODEL_ROUTES
+        return NOT_SERVED
     if websocket:
         for row in rows:
             if row.websocket:
@@ -75,3 +81,10 @@ def route(method: bytes, path: bytes, *, websocket: bool) -> Class | Refusal:
         if method in row.methods:
             return row.cls
     return METHOD_NOT_SERVED if any(row.methods for row in rows) else WEBSOCKET_ONLY
+
+
+def _rows(path: bytes) -> tuple[Route, ...] | None:
+    rows = _EXACT.get(path)
+    if rows is None and _MODEL_PATH.fullmatch(path) is not None:
+        return _MODEL_ROUTES
+    return rows

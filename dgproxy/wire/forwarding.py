@@ -36,6 +36,7 @@ OURS: Final = frozenset(
         b"tracestate",
     }
 )
+_CORS: Final = b"access-control-"  # ours to say, or nobody's: an upstream's would open what `[cors]` keeps shut
 _NEVER_UPSTREAM = HOP_BY_HOP | CREDENTIALS | OURS
 _REQUEST_ID = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")
 _TRACEPARENT = re.compile(rb"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context 3.2
@@ -86,7 +87,7 @@ def downstream_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
     return [
         (name, value)
         for name, value in headers
-        if (name not in HOP_BY_HOP and name not in named) or name == b"transfer-encoding"
+        if (name not in HOP_BY_HOP and name not in named and not name.startswith(_CORS)) or name == b"transfer-encoding"
     ]
 
 
@@ -99,5 +100,5 @@ def upgrade_headers(headers: Headers) -> list[tuple[bytes, bytes]]:
         if name not in HOP_BY_HOP
         and name not in named
         and name not in (b"content-length", b"transfer-encoding")
-        and not name.startswith(b"sec-websocket-")
+        and not name.startswith((b"sec-websocket-", _CORS))
     ]

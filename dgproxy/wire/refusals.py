@@ -23,8 +23,13 @@ class Refusal(msgspec.Struct, frozen=True):
         """Deepgram's legacy error object, the one that all its SDKs read (deepgram.md 7)."""
         return msgspec.json.encode({"err_code": self.code, "err_msg": self.message, "request_id": request_id})
 
-    def answer(self, request_id: str, date: str, *, close: bool, bodiless: bool) -> bytes:
-        """All of it as it goes to a client. `date` is RFC 9110 5.6.7's; `bodiless`: the request began as HEAD does."""
+    def answer(
+        self, request_id: str, date: str, *, close: bool, bodiless: bool, extra: tuple[tuple[str, str], ...] = ()
+    ) -> bytes:
+        """All of it as it goes to a client. `date` is RFC 9110 5.6.7's; `bodiless`: the request began as HEAD does.
+
+        `extra`: headers that the request is owed whatever its answer is (access.cors).
+        """
         body = self.body(request_id)
         lines = [
             f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
@@ -33,7 +38,7 @@ class Refusal(msgspec.Struct, frozen=True):
             f"Content-Length: {len(body)}",
             f"dg-request-id: {request_id}",
             f"dg-error: {self.message}",
-            *(f"{name}: {value}" for name, value in self.headers),
+            *(f"{name}: {value}" for name, value in (*self.headers, *extra)),
         ]
         if self.retry_after is not None:
             lines.append(f"Retry-After: {self.retry_after}")
@@ -69,6 +74,9 @@ NOT_SERVED = Refusal(404, "NOT_FOUND", "This path is not served.")
 METHOD_NOT_SERVED = Refusal(404, "NOT_FOUND", "This path is not served with this method.")
 WEBSOCKET_ONLY = Refusal(404, "NOT_FOUND", "This path is served as a WebSocket only.")
 NO_WEBSOCKET = Refusal(404, "NOT_FOUND", "This path is not served as a WebSocket.")
+
+# Browsers.
+ORIGIN_NOT_ALLOWED = Refusal(403, "INSUFFICIENT_PERMISSIONS", "Pages of this origin may not call here.")
 
 # Credentials. One status and code for all, as Deepgram's; the sentence helps an honest holder and nobody else.
 NO_CREDENTIAL = Refusal(401, "INVALID_AUTH", "No ingress API key was sent.")

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from dgproxy import events
-from dgproxy.access import credentials, policy
+from dgproxy.access import cors, credentials, policy
+from dgproxy.access.cors import Lines
 from dgproxy.access.credentials import Credential
 from dgproxy.access.keys import Record as Key
 from dgproxy.access.limits import Slot, source
@@ -183,10 +184,18 @@ class Connection:
         if isinstance(handshake, Refusal):
             return await self._refuse(handshake, request_id, "head", meter)
 
+        owed = worker.cors.judge(head)
+        if not isinstance(owed, Refusal):
+            meter.owed = owed
+        if worker.cors.is_preflight(head):
+            return await self._preflight(meter, owed)
+
         cls = deepgram.route(head.method, head.path, websocket=head.websocket)  # phase: route
         if isinstance(cls, Refusal):
             return await self._refuse(cls, request_id, "route", meter)
         meter.cls = cls
+        if isinstance(owed, Refusal):  # phase: cors
+            return await self._refuse(owed, request_id, "cors", meter)
 
         credential = credentials.find(head.headers, websocket=head.websocket)  # phase: credential
         if isinstance(credential, Refusal):
@@ -211,6 +220,20 @@ class Connection:
             worker.live.remove(key, self)
         # Not above: the exception would hold all that was on its way, for as long as the client is seen off.
         return await self._end_cut(meter, self._cut)
+
+    async def _preflight(self, meter: Meter, owed: Lines | Refusal) -> bool:
+        """Tells a browser, which has no key yet, what a page may send; whether another request may follow."""
+        head = meter.head
+        methods = deepgram.methods(head.path)
+        if isinstance(methods, Refusal):
+            return await self._refuse(methods, meter.request_id, "route", meter)
+        if isinstance(owed, Refusal):
+            return await self._refuse(owed, meter.request_id, "cors", meter)
+        if self._worker.log.wants(events.REQUEST_PREFLIGHT):
+            self._worker.log(events.REQUEST_PREFLIGHT, **meter.fields())
+        close = self._closes(head, body_read=False)
+        answer = cors.permission(head, methods, owed, formatdate(usegmt=True), close=close)
+        return await self._answer(answer, close=close)
 
     async def _serve_key(
         self,
@@ -320,19 +343,25 @@ class Connection:
         is half-closed and what comes is discarded, so that the answer arrives.
         """
         self._out_of_reach(meter)
-        head = None if meter is None else meter.head
-        close = (
-            refusal.close
-            or head is None
-            or (head.has_body and not body_read)
+        close = refusal.close or meter is None or self._closes(meter.head, body_read=body_read)
+        date = formatdate(usegmt=True)
+        owed = () if meter is None else meter.owed
+        answer = refusal.answer(request_id, date, close=close, bodiless=self._bodiless, extra=owed)
+        self._log_refusal(refusal, request_id, phase, meter, credential, detail)
+        return await self._answer(answer, close=close)
+
+    def _closes(self, head: Head, *, body_read: bool) -> bool:
+        """Whether the connection ends with an answer of our own to this head."""
+        return (
+            (head.has_body and not body_read)
             or head.websocket
             or head.minor == 0
             or b"close" in head.connection
             or self._worker.stopping
         )
-        date = formatdate(usegmt=True)
-        answer = refusal.answer(request_id, date, close=close, bodiless=self._bodiless)
-        self._log_refusal(refusal, request_id, phase, meter, credential, detail)
+
+    async def _answer(self, answer: bytes, *, close: bool) -> bool:
+        """Writes an answer of our own; whether another request may follow."""
         await self._endpoint.write(answer, self._worker.config.timeouts.stream_idle)
         if close:
             await closing.linger(self._endpoint)

@@ -258,9 +258,9 @@ class Exchange:
         meter.dg_request_id = answer.one(b"dg-request-id") or answer.one(b"x-dg-request-id")
         close = upload is None or not upload.done()
         try:
-            out = downstream.respond(
-                answer.status, answer.reason, forwarding.downstream_headers(answer.headers), close=close
-            )
+            headers = forwarding.downstream_headers(answer.headers)
+            headers += [(name.encode(), value.encode()) for name, value in meter.owed]
+            out = downstream.respond(answer.status, answer.reason, headers, close=close)
         except ValueError as error:
             return self._failed(refusals.UPSTREAM_BROKE, End.UPSTREAM_FAULT, str(error))
         if upload is not None:

@@ -19,6 +19,7 @@ from typing import Any, Final
 import uvloop
 
 from dgproxy import events, ipc
+from dgproxy.access.cors import Cors
 from dgproxy.access.keys import Pepper, Table
 from dgproxy.access.limits import Slot
 from dgproxy.config import Config, private_key_path
@@ -50,6 +51,7 @@ class Worker:
     table: Table
     pepper: Pepper
     budget: Budget
+    cors: Cors
     pool: Pool
     context: tls.Context | None
 
@@ -139,6 +141,7 @@ class Worker:
         self.log = Log(config.log.level, config.log.format, process=f"worker {setup.index}")
         self.pepper = Pepper(setup.pepper)
         self.budget = Budget(max(1, config.limits.buffered // setup.workers), self._on_over_budget)
+        self.cors = Cors(config.cors.origins)
         self.pool = Pool(self.loop, config.upstream, self.budget)
         self.context = None
         if config.server.tls:

@@ -42,6 +42,7 @@ class Meter:
     cls: Class | None = None
     secret: bytes | None = field(default=None, repr=False)  # the credential: no line about the request holds it
     key: Key | None = None
+    owed: tuple[tuple[str, str], ...] = ()  # headers that its answer has, whatever it is (access.cors)
     upstream: str | None = None
     dg_request_id: bytes | None = None
     status: int = 0

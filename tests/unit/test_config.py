@@ -557,7 +557,6 @@ LATER = {
     "plans.default.quota": "{}",
     "plans.default.allow_url": '["a.example"]',
     "plans.default.stream_max_life": '"1h"',
-    "cors.origins": '["https://a.example:8443"]',
 }
 
 
