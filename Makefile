@@ -10,7 +10,7 @@ FUZZ_SECONDS ?= 300
 FUZZ         ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev test lint types contracts check fuzz differential sanitize ci-long lock clean
+.PHONY: help demo install dev test lint types contracts check clients fuzz differential sanitize ci-long lock clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test: dev check ## every test, with lint, types and import contracts
 	$(BIN)/python -m pytest $(ARGS)
 
 check: lint types contracts
+
+clients: dev ## docs/clients.md anew, from what every SDK's tests see
+	$(BIN)/python -m tests.clients $(ARGS)
 
 fuzz: $(VENV)/.fuzz ## what reads foreign bytes, each harness for FUZZ_SECONDS=300; FUZZ=head for one of them
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
@@ -48,7 +51,7 @@ types: dev
 contracts: dev ## the house's import rules
 	$(BIN)/lint-imports
 
-dev: $(VENV)/.dev ## a virtual environment with all that tests and bench need
+dev: $(VENV)/.dev $(VENV)/.clients-python ## a virtual environment with all that tests and bench need
 
 install: $(VENV)/.demo
 
@@ -71,6 +74,16 @@ $(VENV)/.dev: $(VENV)/.python $(LOCK)/dev.txt pyproject.toml $(NATIVE)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@ $(VENV)/.demo
 
+# Deepgram's older SDKs, which could not live in one environment with the current one. Each is 50 MB.
+$(VENV)/.clients-python: $(VENV)/.python $(wildcard tests/clients/python/requirements-*.txt)
+	@echo "Installing Deepgram's older Python SDKs into $(VENV)/clients ..."
+	@set -e; install() { \
+	  $(PYTHON) -m venv $(VENV)/clients/python-$$1; \
+	  $(VENV)/clients/python-$$1/bin/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r tests/clients/python/requirements-$$1.txt; \
+	}; \
+	install 3 & three=$$!; install 4; wait $$three
+	@touch $@
+
 # 130 MB that only fuzzing needs, hence on top of the rest and not in it.
 $(VENV)/.fuzz: $(VENV)/.dev $(LOCK)/fuzz.txt
 	@$(BIN)/python -c 'import platform as p, sys; sys.exit(0 if (p.system(), p.machine()) == ("Linux", "x86_64") and sys.version_info < (3, 14) else "atheris, the fuzzer, is built for CPython 3.11 to 3.13 on Linux x86-64 only")'
@@ -83,6 +96,7 @@ lock: ## renew the locks from pyproject.toml (needs uv)
 	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --extra demo --group build pyproject.toml -o $(LOCK)/demo.txt
 	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --extra demo --group dev pyproject.toml -o $(LOCK)/dev.txt
 	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --group pyproject.toml:fuzz -o $(LOCK)/fuzz.txt
+	for major in 3 4; do uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet tests/clients/python/requirements-$$major.in -o tests/clients/python/requirements-$$major.txt; done
 
 clean: ## removes what was made here
 	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
