@@ -29,7 +29,12 @@ class Snippet(NamedTuple):
     said: str
 
 
-SNIPPETS: Final = (Snippet("curl.sh", "curl", ""),)
+SNIPPETS: Final = (
+    Snippet("python-7.py", "Python 7", ""),
+    Snippet("python-7-async.py", "Python 7, async", ""),
+    Snippet("python-3-4.py", "Python 3 and 4", ""),
+    Snippet("curl.sh", "curl", ""),
+)
 
 _LANGUAGES: Final = {
     ".cs": "csharp",

@@ -4,6 +4,10 @@ The protocol, on the program's stdin and stdout: one JSON object a line each way
 "https://host:port", "key": ..., ...}; the program answers {"ok": true, "saw": {...}} or {"ok": false, "error": class,
 "status": number or null, "code": err_code or close code or null, "message": text}. Whatever else a program or its SDK
 prints goes to stderr. An SDK's exception is an answer ("ok": false), not a crash. The program ends at the end of stdin.
+
+Further arguments of ours: "wav" and "pcm", paths of audio; "async": true for an SDK's async client. A program that is
+asked for "revoked-stream" says {"event": "open"} once its stream is open, and answers when the stream has ended.
+{"do": "version"} is answered with the SDK's version in "saw".
 """
 
 import json
@@ -42,8 +46,12 @@ class Driver:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"do": feature, **arguments}).encode() + b"\n")
         self._process.stdin.flush()
-        answer: dict[str, Any] = json.loads(self._line())
-        return answer
+        return self.hear()
+
+    def hear(self) -> dict[str, Any]:
+        """The program's next line."""
+        heard: dict[str, Any] = json.loads(self._line())
+        return heard
 
     def tell(self, **message: Any) -> None:
         """A further line to a program that is in the middle of something."""

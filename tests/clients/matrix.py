@@ -88,13 +88,16 @@ FEATURES: Final = (
 )
 
 
+_NEEDS_KEY: Final = {"no-key": "is not made without a key, and sends no request with an empty one"}
+_NO_FLUX: Final = {"flux": "came before `/v2/listen`"}
+
 PYTHON: Final = (
-    Sdk("python-7", "Python 7", "7.17.0"),
-    Sdk("python-7-async", "Python 7, async", "7.17.0"),
-    Sdk("python-4", "Python 4", "4.8.1"),
-    Sdk("python-4-async", "Python 4, async", "4.8.1"),
-    Sdk("python-3", "Python 3", "3.11.0"),
-    Sdk("python-3-async", "Python 3, async", "3.11.0"),
+    Sdk("python-7", "Python 7", "7.17.0", _NEEDS_KEY),
+    Sdk("python-7-async", "Python 7, async", "7.17.0", _NEEDS_KEY),
+    Sdk("python-4", "Python 4", "4.8.1", _NO_FLUX),
+    Sdk("python-4-async", "Python 4, async", "4.8.1", _NO_FLUX),
+    Sdk("python-3", "Python 3", "3.11.0", _NO_FLUX),
+    Sdk("python-3-async", "Python 3, async", "3.11.0", _NO_FLUX),
 )
 JAVASCRIPT: Final[tuple[Sdk, ...]] = ()
 REPLAYED: Final[tuple[Sdk, ...]] = ()

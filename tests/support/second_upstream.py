@@ -34,6 +34,7 @@ BYTES_A_SECOND: Final = 32_000  # linear16, 16 kHz, mono
 WAV_HEAD: Final = 44
 SILENCE: Final = 10.0  # seconds without audio or text: NET-0001 (deepgram.md 5)
 LONGEST_JSON: Final = 64 * 1024
+LONGEST_TEXT: Final = 1024  # characters of a text message that are kept
 LONGEST_HEADER: Final = 64 * 1024  # a query of 30 KB must pass (bad-inputs.md H5)
 MODEL: Final = {"name": "second-general", "version": "2026-01-01.0", "arch": "nova-3"}
 MODEL_UUID: Final = "9d9f6a0e-5d0f-4c70-8d6f-0c54f9d7f1a2"
@@ -54,6 +55,7 @@ class Record:
     complete: bool = False
     cut: bool = False  # the connection ended before the body or the answer did
     messages: list[tuple[str, int]] = field(default_factory=list)  # kind and size, in order
+    texts: list[str] = field(default_factory=list)  # the text ones among them
     pings: list[str] = field(default_factory=list)
     pongs: list[str] = field(default_factory=list)
     close_code: int | None = None
@@ -320,6 +322,7 @@ class SecondUpstream:
                 record.pongs.append(bytes(message.data).decode("latin-1"))
             elif message.type == WSMsgType.TEXT:
                 record.messages.append(("text", len(message.data.encode())))
+                record.texts.append(str(message.data)[:LONGEST_TEXT])
                 return str(message.data)
             elif message.type == WSMsgType.BINARY:
                 record.messages.append(("binary", len(message.data)))
@@ -387,6 +390,10 @@ class SecondUpstream:
                 )
                 await ws.close(code=1000)
                 record.close_code = ws.close_code
+            elif kind == "Configure":
+                asked = json.loads(str(message)).get("keyterms")
+                kept = {} if asked is None else {"keyterms": asked}
+                await ws.send_json({"type": "ConfigureSuccess", "request_id": record.request_id, **kept})
             elif kind != "KeepAlive":
                 await ws.close(code=1008, message=b"DATA-0000: the message could not be understood")
 
@@ -412,6 +419,11 @@ class SecondUpstream:
                 await turn(event)
             elif (kind := _kind(message)) == "ForceEndTurn":
                 await turn("EndOfTurn", trigger="manual")
+            elif kind == "Configure":
+                asked = json.loads(str(message))
+                await tell(
+                    "ConfigureSuccess", thresholds=asked.get("thresholds") or {}, keyterms=asked.get("keyterms") or []
+                )
             elif kind == "CloseStream":
                 await turn("EndOfTurn", trigger="model")
                 await ws.close(code=1000)

@@ -36,6 +36,7 @@ class Head(_Head, total=False):
     complete: bool
     cut: bool
     messages: list[tuple[str, int]]
+    texts: list[str]
     pings: list[str]
     pongs: list[str]
     close_code: int | None

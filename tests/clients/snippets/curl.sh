@@ -1,9 +1,9 @@
-export SSL_CERT_FILE=ca.pem   # a private CA only; or: curl --cacert ca.pem
-key='dgp_YOUR_KEY'
+# --cacert: a private CA only
 
-curl --fail-with-body 'https://speech.example.com/v1/listen?model=nova-3' \
-  -H "Authorization: Token $key" -H 'Content-Type: audio/wav' --data-binary @audio.wav
+# a file
+curl --cacert ca.pem --fail-with-body 'https://speech.example.com/v1/listen?model=nova-3' \
+  -H 'Authorization: Token dgp_YOUR_KEY' -H 'Content-Type: audio/wav' --data-binary @audio.wav
 
-# without a known length, as it comes: chunked
-cat audio.wav | curl --fail-with-body 'https://speech.example.com/v1/listen?model=nova-3' \
-  -H "Authorization: Token $key" -H 'Content-Type: audio/wav' -H 'Transfer-Encoding: chunked' -T -  -X POST
+# what another program writes, as it comes: chunked
+cat audio.wav | curl --cacert ca.pem --fail-with-body 'https://speech.example.com/v1/listen?model=nova-3' \
+  -H 'Authorization: Token dgp_YOUR_KEY' -H 'Content-Type: audio/wav' -X POST -T -
