@@ -30,9 +30,14 @@ class Snippet(NamedTuple):
 
 
 SNIPPETS: Final = (
-    Snippet("python-7.py", "Python 7", ""),
+    Snippet(
+        "python-7.py",
+        "Python 7",
+        "6 (tried by hand: 6.1.1) takes the same without `agent_rest`. So does 5 (5.3.4), where"
+        ' `send_control(ListenV1ControlMessage(type="CloseStream"))` stands for `send_close_stream()`.',
+    ),
     Snippet("python-7-async.py", "Python 7, async", ""),
-    Snippet("python-3-4.py", "Python 3 and 4", ""),
+    Snippet("python-3-4.py", "Python 3 and 4", "The async clients are `listen.asyncrest` and `listen.asyncwebsocket`."),
     Snippet("curl.sh", "curl", ""),
 )
 

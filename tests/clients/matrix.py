@@ -88,8 +88,8 @@ FEATURES: Final = (
 )
 
 
-_NEEDS_KEY: Final = {"no-key": "is not made without a key, and sends no request with an empty one"}
-_NO_FLUX: Final = {"flux": "came before `/v2/listen`"}
+_NEEDS_KEY: Final = {"no-key": "The client is not made without a key, and sends no request with an empty one."}
+_NO_FLUX: Final = {"flux": "Older than `/v2/listen`."}
 
 PYTHON: Final = (
     Sdk("python-7", "Python 7", "7.17.0", _NEEDS_KEY),

@@ -15,7 +15,7 @@ import pytest
 
 from dgproxy.wire.refusals import BAD_CREDENTIAL, KEY_REVOKED, NO_CREDENTIAL, Refusal
 from tests.clients.driver import Driver
-from tests.clients.matrix import PYTHON, Cell, Sdk, cells, seen
+from tests.clients.matrix import FEATURES, PYTHON, Cell, Sdk, cells, seen
 from tests.conftest import second_only
 from tests.support.clients import REQUEST_ID, assert_chunked_kept, assert_forwarded, assert_length_kept
 from tests.support.logs import SECRETS
@@ -35,11 +35,9 @@ KEYS: Final = {
 CLOSE_STREAM: Final = {"type": "CloseStream"}
 
 PLAIN_FILE: Final = (
-    "an async client does not take a plain file: `RuntimeError`, raised by httpx before there is a request, so that"
-    " Deepgram itself sees none either. Pass bytes or an async generator"
+    "`RuntimeError`: an async client does not take a plain file. httpx raises it before there is a request, so that"
+    " Deepgram itself sees none either. Pass bytes or an async generator."
 )
-
-pytestmark = second_only
 
 
 class Client:
@@ -101,8 +99,10 @@ def client(
         yield start
 
 
-def parametrised(*features: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("cell", [pytest.param(cell, id=cell.id) for cell in cells(PYTHON, *features)])
+def parametrised(*features: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A test of these features with every SDK that has them, before the stand-in that remembers what was said."""
+    each = pytest.mark.parametrize("cell", [pytest.param(cell, id=cell.id) for cell in cells(PYTHON, *features)])
+    return lambda test: each(second_only(test))
 
 
 def saw(answer: dict[str, Any]) -> dict[str, Any]:
@@ -111,6 +111,7 @@ def saw(answer: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+@second_only
 @pytest.mark.parametrize("sdk", PYTHON, ids=lambda sdk: sdk.id)
 def test_the_environment_holds_the_version_that_the_table_names(client: Callable[[Sdk], Client], sdk: Sdk) -> None:
     found = client(sdk).driver.do("version", base="", key="")
@@ -262,7 +263,7 @@ def test_configure(client: Callable[[Sdk], Client], upstream: Upstream, cell: Ce
     assert told["keyterms"] == ["dgproxy"]
     configure = {"type": "Configure", "keyterms": ["dgproxy"]}
     streamed(upstream, cell.sdk, "/v1/listen", "nova-3", [configure, CLOSE_STREAM])
-    older = "has no call of its own: `send()` the JSON; `ConfigureSuccess` comes as an `Unhandled` event"
+    older = "No call of its own: `send()` the JSON. `ConfigureSuccess` comes as an `Unhandled` event."
     seen(cell.sdk.id, cell.feature.id, "green", "" if major_of(cell.sdk) == "7" else older)
 
 
@@ -302,9 +303,10 @@ def test_a_key_that_is_none(client: Callable[[Sdk], Client], upstream: Upstream,
     assert_refused(answer, BAD_CREDENTIAL if KEYS[cell.feature.id] else NO_CREDENTIAL)
     assert answer["error"] == ("ApiError" if major_of(cell.sdk) == "7" else "DeepgramApiError")
     assert upstream.heads() == []
-    seen(cell.sdk.id, cell.feature.id, "green", f"`{answer['error']}` with status 401 and the JSON body")
+    seen(cell.sdk.id, cell.feature.id, "green", f"`{answer['error']}` with status 401 and the JSON body.")
 
 
+@second_only
 @pytest.mark.parametrize("sdk", [sdk for sdk in PYTHON if "no-key" in sdk.lacks], ids=lambda sdk: sdk.id)
 def test_sdk_7_asks_for_a_key_itself(client: Callable[[Sdk], Client], upstream: Upstream, sdk: Sdk) -> None:
     for key, error in ((None, "ApiError"), ("", "httpx.LocalProtocolError")):
@@ -318,13 +320,13 @@ def test_a_wrong_key_on_a_stream(client: Callable[[Sdk], Client], upstream: Upst
     answer = client(cell.sdk).does(cell.feature.id, key=KEYS[cell.feature.id])
     if cell.sdk.id == "python-7-async":  # the SDK drops the body, as it does with Deepgram's
         assert (answer["ok"], answer["error"], answer["status"]) == (False, "ApiError", 401)
-        note = "`ApiError` with status 401 and a text of the SDK's own"
+        note = "`ApiError` with status 401 and a text of the SDK's own; the JSON body is lost, as Deepgram's is."
     else:
         assert_refused(answer, BAD_CREDENTIAL)
         assert answer["error"] == "websockets.InvalidStatus"
-        note = "`websockets.InvalidStatus`, whose `response` has status 401 and the JSON body"
+        note = "`websockets.InvalidStatus`, whose `response` has status 401 and the JSON body."
         if major_of(cell.sdk) != "7":
-            note = f"`start()` is `False`; with the option `termination_exception_connect` it raises {note}"
+            note = f"`start()` is `False`. With the option `termination_exception_connect` it raises {note}"
     assert upstream.heads() == []
     seen(cell.sdk.id, cell.feature.id, "green", note)
 
@@ -341,8 +343,32 @@ def test_a_key_revoked_in_mid_stream(
     assert (answer["ok"], answer["code"], answer["message"]) == (False, 1008, KEY_REVOKED.message)
     if major_of(cell.sdk) == "7":
         assert answer["error"] == "websockets.ConnectionClosedError"
-        note = "`websockets.ConnectionClosedError`: 1008 and the reason"
+        note = "`websockets.ConnectionClosedError`: 1008 and the reason."
     else:
         assert answer["error"] == "Error event, ConnectionClosed"
-        note = "an `Error` event of type `ConnectionClosed` with 1008 and the reason in its message"
+        note = "An `Error` event of type `ConnectionClosed`, with 1008 and the reason in its message, then `Close`."
     seen(cell.sdk.id, cell.feature.id, "green", note)
+
+
+# --- the other stand-in ----------------------------------------------------------------------------------------------
+
+GREEN: Final = [
+    feature.id
+    for feature in FEATURES
+    if feature.group != "refused" and feature.id not in {"flux", "http-file"}  # in all of the older ones
+]
+
+
+@pytest.mark.parametrize("upstream_process", ["standin"], indirect=True)
+@pytest.mark.parametrize("sdk", [sdk for sdk in PYTHON if major_of(sdk) != "7"], ids=lambda sdk: sdk.id)
+def test_the_older_sdks_also_take_what_dgproxys_stand_in_says(
+    client: Callable[[Sdk], Client], upstream: Upstream, sdk: Sdk
+) -> None:
+    """What the demo's users try; tests/e2e/test_sdk.py does so with SDK 7."""
+    for feature in GREEN:
+        found = saw(client(sdk).does(feature))
+        assert any(found.values()), feature
+    heads = upstream.heads()
+    assert len(heads) == len(GREEN)
+    for head in heads:
+        assert_forwarded(head, upstream, websocket=head["method"] == "GET" and head["target"] != "/v1/models")

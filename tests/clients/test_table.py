@@ -1,10 +1,13 @@
 """Runs after all other tests of this directory (conftest.py): what they saw is what docs/clients.md says."""
 
 import inspect
+import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from dgproxy.config import Config
 from dgproxy.wire import refusals
 from dgproxy.worker import stream
 from tests.clients import document, matrix
@@ -31,7 +34,8 @@ def test_every_cell_of_the_table_is_seen_by_a_whole_run(
 def _whole(config: pytest.Config, session: pytest.Session) -> bool:
     """Whether all tests of this directory run."""
     ran = {item.path for item in session.items}
-    chosen = config.option.keyword or config.option.markexpr or any("::" in argument for argument in config.args)
+    option = config.option
+    chosen = option.keyword or option.markexpr or option.lf or any("::" in argument for argument in config.args)
     return not chosen and ran >= set(HERE.glob("test_*.py"))
 
 
@@ -58,3 +62,15 @@ def test_every_snippet_is_in_the_document() -> None:
         program = (document.SNIPPETS_IN / name).read_text()
         assert document.KEY in program
         assert document.HOST in program
+
+
+def test_every_setting_that_a_remedy_names_exists() -> None:
+    told = document.meanings()
+    text = " ".join(
+        [*told["refusals"].values(), *(part for close in told["closes"] for part in map(str, close.values()))]
+    )
+    fields = {field.name: field.type for field in msgspec.structs.fields(Config)}
+    named = [(section, key) for section, key in re.findall(r"`(\w+)\.(\w+)`", text) if section in fields]
+    assert len(named) > 5
+    for section, key in named:
+        assert key in {field.name for field in msgspec.structs.fields(fields[section])}, f"{section}.{key}"

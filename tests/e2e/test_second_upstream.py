@@ -95,6 +95,28 @@ def test_its_streams_give_results_and_end_with_1000(second: Upstream, pcm: bytes
     assert list(second.only()["messages"][0]) == ["binary", len(pcm)]
 
 
+def test_configure_is_answered_and_what_was_said_is_remembered(second: Upstream) -> None:
+    configure = {"type": "Configure", "keyterms": ["a b"]}
+    said = [json.dumps(message) for message in (configure, {"type": "Configure"}, {"type": "CloseStream"})]
+
+    async def ask(target: str) -> list[Any]:
+        async with connect(f"ws://{second.host}{target}") as ws:
+            for text in said:
+                await ws.send(text)
+            return [json.loads(message) async for message in ws]
+
+    async def work() -> None:
+        first, again, *_ = await ask("/v1/listen?model=nova-3")
+        assert (first["type"], first["keyterms"]) == ("ConfigureSuccess", ["a b"])
+        assert set(again) == {"type", "request_id"}
+        _, first, again, *_ = await ask("/v2/listen?model=flux-general-en")
+        assert (first["type"], first["sequence_id"], first["keyterms"]) == ("ConfigureSuccess", 1, ["a b"])
+        assert (again["sequence_id"], again["keyterms"], again["thresholds"]) == (2, [], {})
+
+    run(work)
+    assert [head["texts"] for head in second.heads()] == [said, said]
+
+
 def test_a_zero_length_binary_frame_ends_a_stream(second: Upstream) -> None:
     async def work() -> None:
         async with connect(f"ws://{second.host}/v1/listen?model=nova-3") as ws:

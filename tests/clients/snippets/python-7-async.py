@@ -2,7 +2,8 @@
 # a private CA only: export SSL_CERT_FILE=ca.pem
 import asyncio
 
-from deepgram import AsyncDeepgramClient, DeepgramClientEnvironment
+from deepgram import AsyncDeepgramClient
+from deepgram.environment import DeepgramClientEnvironment
 
 host = "speech.example.com"
 client = AsyncDeepgramClient(

@@ -2,7 +2,8 @@
 # a private CA only: export SSL_CERT_FILE=ca.pem
 import threading
 
-from deepgram import DeepgramClient, DeepgramClientEnvironment
+from deepgram import DeepgramClient
+from deepgram.environment import DeepgramClientEnvironment
 
 host = "speech.example.com"
 client = DeepgramClient(
