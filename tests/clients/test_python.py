@@ -23,7 +23,6 @@ from tests.support.proxy import Proxy
 from tests.support.upstreams import Head, Upstream, values
 
 HERE: Final = Path(__file__).parent
-ROOT: Final = HERE.parents[1]
 FRAME: Final = 3200
 KEYS: Final = {
     "wrong-key": SECRETS.add("dgp_0000000000_00000000000000000000000000000000000000"),
@@ -61,7 +60,7 @@ def interpreter(major: str) -> Path:
     """The Python of a major's environment."""
     if major == "7":
         return Path(sys.executable)
-    found = ROOT / ".venv" / "clients" / f"python-{major}" / "bin" / "python"
+    found = Path(sys.prefix) / "clients" / f"python-{major}" / "bin" / "python"
     assert found.exists(), f"there is no {found}: `make dev` makes it"
     return found
 
