@@ -10,7 +10,7 @@ FUZZ_SECONDS ?= 300
 FUZZ         ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo install dev test lint types contracts check clients fuzz differential sanitize ci-long lock clean
+.PHONY: help demo install dev test lint types contracts check docs clients fuzz differential sanitize ci-long lock clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,6 +22,9 @@ test: dev check ## every test, with lint, types and import contracts
 	$(BIN)/python -m pytest $(ARGS)
 
 check: lint types contracts
+
+docs: dev ## docs/configure.md anew, from the configuration's schema
+	$(BIN)/python -m tests.docs
 
 clients: dev ## docs/clients.md anew, from what every SDK's tests see
 	$(BIN)/python -m tests.clients $(ARGS)

@@ -18,7 +18,7 @@ Rules of this package:
 | `loading` | from a file to a Config |
 | `secrets` | pepper and private key |
 | `overrides` | what a key has in place of its plan |
-| `writing` | what `init` writes |
+| `writing` | what `init` writes, and the reference in docs/configure.md |
 """
 
 from dgproxy.config.findings import FILE_SIZE, ConfigError, Finding, Severity, read_file
@@ -45,7 +45,7 @@ from dgproxy.config.schema import (
 )
 from dgproxy.config.secrets import PEPPER_SIZE, private_key_path, read_pepper, read_private_key
 from dgproxy.config.values import Certificate, Listen, Quota, Url, parse_listen, parse_url
-from dgproxy.config.writing import render_default
+from dgproxy.config.writing import render_default, render_reference
 
 __all__ = [
     "CLASSES",
@@ -89,4 +89,5 @@ __all__ = [
     "read_pepper",
     "read_private_key",
     "render_default",
+    "render_reference",
 ]

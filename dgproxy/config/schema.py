@@ -27,7 +27,10 @@ class Server(msgspec.Struct, frozen=True):
 
     listen: Annotated[
         tuple[Listen, ...],
-        _now(kinds.LISTENERS, "host:port, [::]:port, unix:/path, systemd:NAME"),
+        _now(
+            kinds.LISTENERS,
+            "where clients connect: host:port, [::]:port; unix:/path and systemd:NAME are not built yet",
+        ),
     ] = (Listen("tcp", "0.0.0.0", 8443),)
     workers: Annotated[int | None, _now(kinds.or_auto(kinds.integer(1, 512)), '"auto": one per CPU; or a number')] = (
         None
@@ -45,9 +48,15 @@ class Server(msgspec.Struct, frozen=True):
 class Tls(msgspec.Struct, frozen=True):
     """What the front door shows. Paths are absolute once loaded."""
 
-    certificate: Annotated[str, _now(kinds.path(required=False), "chain, leaf first")] = "certs/server.pem"
+    certificate: Annotated[str, _now(kinds.path(required=False), "the chain that clients get, leaf first, PEM")] = (
+        "certs/server.pem"
+    )
     private_key: Annotated[
-        str, _now(kinds.path(required=False, schemes=("credential",)), 'mode 0600; or "credential:NAME" of systemd')
+        str,
+        _now(
+            kinds.path(required=False, schemes=("credential",)),
+            'its key, PEM, mode 0600; or "credential:NAME" of systemd',
+        ),
     ] = "certs/server-key.pem"
     min_version: Annotated[Literal["1.2", "1.3"], _now(kinds.choice("1.2", "1.3"), "the oldest TLS that is spoken")] = (
         "1.2"
@@ -67,9 +76,9 @@ class Tls(msgspec.Struct, frozen=True):
 class Upstream(msgspec.Struct, frozen=True):
     """The Deepgram containers. Times in seconds."""
 
-    urls: Annotated[tuple[Url, ...], _now(kinds.URLS, "Deepgram containers; https:// allowed")] = (
-        Url("http", "127.0.0.1", 8080),
-    )
+    urls: Annotated[
+        tuple[Url, ...], _now(kinds.URLS, "Deepgram containers; the least busy is taken; https:// allowed")
+    ] = (Url("http", "127.0.0.1", 8080),)
     pools: Annotated[
         dict[str, tuple[Url, ...]],
         _later(
@@ -106,14 +115,18 @@ class Auth(msgspec.Struct, frozen=True):
 class Limits(msgspec.Struct, frozen=True):
     """Bounds of the whole process group."""
 
-    connections: Annotated[int, _now(kinds.integer(1, 10_000_000), "open client connections, over all workers")] = (
-        20_000
-    )
+    connections: Annotated[
+        int, _now(kinds.integer(1, 10_000_000), "open client connections, over all workers; further ones wait")
+    ] = 20_000
     connections_per_address: Annotated[
-        int, _now(kinds.integer(0, 10_000_000), "of them for one address; 0: no limit")
+        int, _now(kinds.integer(0, 10_000_000), "of them from one address (IPv6: from one /64); 0: no limit")
     ] = 0
     buffered: Annotated[
-        int, _now(kinds.at_least(kinds.SIZE, 1 << 20, '"1MiB"'), "bytes on their way through dgproxy, over all workers")
+        int,
+        _now(
+            kinds.at_least(kinds.SIZE, 1 << 20, '"1MiB"'),
+            "bytes that wait for slow peers, over all workers; then the largest holders are ended",
+        ),
     ] = 256 << 20
 
 
@@ -129,7 +142,9 @@ class Admin(msgspec.Struct, frozen=True):
     listen: Annotated[
         Listen, _later(kinds.LISTEN, "/metrics, /healthz and /readyz; loopback unless told otherwise")
     ] = Listen("tcp", "127.0.0.1", 9464)
-    socket: Annotated[str, _now(kinds.path(required=True), "control, mode 0600")] = "state/admin.sock"
+    socket: Annotated[str, _now(kinds.path(required=True), "where commands reach the running proxy; mode 0600")] = (
+        "state/admin.sock"
+    )
 
 
 class Timeouts(msgspec.Struct, frozen=True):
@@ -139,7 +154,9 @@ class Timeouts(msgspec.Struct, frozen=True):
     request_head: Annotated[float, _now(kinds.TIMEOUT, "from a head's first byte to its last")] = 10.0
     upgrade: Annotated[float, _now(kinds.TIMEOUT, "until an upstream answers a WebSocket handshake")] = 10.0
     idle_keepalive: Annotated[float, _now(kinds.TIMEOUT, "between two requests of a connection")] = 75.0
-    stream_idle: Annotated[float, _now(kinds.TIMEOUT, "without a byte either way on a WebSocket")] = 60.0
+    stream_idle: Annotated[
+        float, _now(kinds.TIMEOUT, "without a byte either way on a stream, or in the middle of a body")
+    ] = 60.0
     minimum_upload_rate: Annotated[
         MinimumRate, _now(kinds.MINIMUM_RATE, 'a body that comes slower is given up; "0/s over 30s": no minimum')
     ] = MinimumRate(4096, 30.0)
@@ -148,7 +165,7 @@ class Timeouts(msgspec.Struct, frozen=True):
 class Drain(msgspec.Struct, frozen=True):
     """How long streams may go on. In seconds; None: as long as they like."""
 
-    stop: Annotated[float, _now(kinds.DURATION, "after SIGTERM")] = 1800.0
+    stop: Annotated[float, _now(kinds.DURATION, "how long streams may go on after SIGTERM")] = 1800.0
     reload: Annotated[float | None, _later(kinds.NEVER, 'after a reload; "never": streams survive it')] = None
 
 
@@ -156,19 +173,20 @@ class Plan(msgspec.Struct, frozen=True):
     """What a key may do. Every key has a plan, and may override any field (Overrides)."""
 
     rate: Annotated[Rate, _later(kinds.RATE, "requests and streams begun, over all workers")] = Rate(20.0, 1.0)
-    burst: Annotated[int, _later(kinds.integer(1, 1_000_000), "of them at once")] = 40
+    burst: Annotated[int, _later(kinds.integer(1, 1_000_000), "requests and streams that may begin at once")] = 40
     streams: Annotated[
         int, _now(kinds.STREAMS, "in flight at once over all workers: open WebSockets and HTTP requests alike")
     ] = 50
     streams_by_class: Annotated[
-        dict[str, int], _now(kinds.by_class(kinds.STREAMS, "{ flux = 10 }"), "of them by class: { flux = 10 }")
+        dict[str, int], _now(kinds.by_class(kinds.STREAMS, "{ flux = 10 }"), "of these, of some classes: { flux = 10 }")
     ] = msgspec.field(default_factory=dict)
     quota: Annotated[
         Quota,
         _later(Kind("table", kinds.read_quota, kinds.write_quota), "audio, requests, bytes, characters; each optional"),
     ] = Quota(audio=Allowance(360_000.0, "month"), requests=Allowance(100_000.0, "day"))
     classes: Annotated[
-        tuple[str, ...], _now(kinds.listed(kinds.CLASS, empty=False, plural="classes"), "of " + ", ".join(CLASSES))
+        tuple[str, ...],
+        _now(kinds.listed(kinds.CLASS, empty=False, plural="classes"), "kinds of requests: " + ", ".join(CLASSES)),
     ] = ("batch", "stream", "flux", "speak", "read", "models")
     models: Annotated[
         tuple[str, ...],
@@ -196,9 +214,11 @@ class Log(msgspec.Struct, frozen=True):
 
     level: Annotated[
         Literal["debug", "info", "warning", "error"],
-        _now(kinds.LEVELS, "debug, info, warning or error"),
+        _now(kinds.LEVELS, "what is logged, from this level on: debug, info, warning or error"),
     ] = "info"
-    format: Annotated[Literal["json", "console"], _now(kinds.choice("json", "console"), "json or console")] = "json"
+    format: Annotated[
+        Literal["json", "console"], _now(kinds.choice("json", "console"), "json: an object a line; console: for people")
+    ] = "json"
 
 
 class Config(msgspec.Struct, frozen=True):
