@@ -99,7 +99,14 @@ PYTHON: Final = (
     Sdk("python-3", "Python 3", "3.11.0", _NO_FLUX),
     Sdk("python-3-async", "Python 3, async", "3.11.0", _NO_FLUX),
 )
-JAVASCRIPT: Final[tuple[Sdk, ...]] = ()
+_MADE_WITH_KEY: Final = {"no-key": "The client is not made without a key."}
+JAVASCRIPT: Final = (
+    Sdk("javascript-5", "JavaScript 5, Node", "5.13.0"),
+    Sdk("javascript-5-subprotocol", "JavaScript 5, as in a browser", "5.13.0"),
+    Sdk("javascript-4", "JavaScript 4, Node < 22", "4.11.3", {**_NO_FLUX, **_MADE_WITH_KEY}),
+    Sdk("javascript-4-websocket", "JavaScript 4, native `WebSocket`", "4.11.3", {**_NO_FLUX, **_MADE_WITH_KEY}),
+    Sdk("javascript-3", "JavaScript 3, Node < 22", "3.13.0", {**_NO_FLUX, **_MADE_WITH_KEY}),
+)
 REPLAYED: Final[tuple[Sdk, ...]] = ()
 SDKS: Final = (*PYTHON, *JAVASCRIPT, *REPLAYED)
 

@@ -215,7 +215,7 @@ def streamed(upstream: Upstream, sdk: Sdk, path: str, model: str, texts: list[di
     """The one stream that reached the upstream: as the SDK wrote it, to its end."""
     (head,) = upstream.wait_for(lambda heads: len(heads) == 1 and heads[0]["complete"])
     query = f"model={model}&encoding=linear16&sample_rate=16000"
-    if major_of(sdk) == "7" and path != "/v2/listen":  # where it sorts them
+    if sdk.id.startswith("python-7") and path != "/v2/listen":  # where it sorts them
         query = f"encoding=linear16&model={model}&sample_rate=16000"
     assert (head["method"], head["target"]) == ("GET", f"{path}?{query}")
     assert_forwarded(head, upstream, websocket=True)
