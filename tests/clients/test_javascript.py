@@ -185,9 +185,10 @@ def test_a_stream(client: Callable[[Sdk], Client], upstream: Upstream, pcm: byte
     assert set(told["kinds"][:-1]) == {"Results"}
     assert told["kinds"][-1] == "Metadata"
     assert told["duration"] == 3.0
+    assert told["protocol"] == ("token" if cell.sdk.id in NATIVE else "")
     head = streamed(upstream, cell.sdk, "/v1/listen", "nova-3", [CLOSE_STREAM])
     assert (head["body_bytes"], head["sha256"]) == digest(pcm)
-    native = "The credential is a subprotocol; what the runtime's `WebSocket` says on the wire is a browser's."
+    native = "The runtime's own `WebSocket`, which takes no headers: the credential is a subprotocol."
     seen(cell.sdk.id, cell.feature.id, "green", native if cell.sdk.id in NATIVE else "")
 
 
@@ -293,15 +294,15 @@ def test_a_wrong_key_on_a_stream(client: Callable[[Sdk], Client], proxy: Proxy, 
     with refused(proxy, handshakes(cell.sdk)):
         answer = client(cell.sdk).does(cell.feature.id, key=KEYS[cell.feature.id])
     assert not answer["ok"]
-    event = "error event" if is_5(cell.sdk) else "Error event"
-    assert answer["error"] == event
+    assert answer["error"] == ("error event" if is_5(cell.sdk) else "Error event")
+    event = "An `error` event" if is_5(cell.sdk) else "An `Error` event"
     if cell.sdk.id in NATIVE:  # no page may know why
         assert answer["status"] is None
-        note = f"An `{event.split()[0]}` event without a reason: the runtime's `WebSocket` tells none, nor of Deepgram."
+        note = f"{event}, without a reason: a native `WebSocket` tells none, nor of Deepgram's. Node's asks twice."
     else:
         assert answer["status"] == 401
         assert "Unexpected server response: 401" in answer["message"]
-        note = f"An `{event.split()[0]}` event, `Unexpected server response: 401`."
+        note = f"{event}: `Unexpected server response: 401`."
     if cell.sdk.id == "javascript-4":
         assert answer["dg_error"] == BAD_CREDENTIAL.message
         assert REQUEST_ID.fullmatch(answer["request_id"])

@@ -97,9 +97,10 @@ async function models(task) {
 
 async function stream(task) {
   const [live, inbox] = await listen(task);
+  const { protocol } = live.conn;
   for (const frame of frames(task)) live.send(frame);
   live.requestClose();
-  return told(await everything(inbox));
+  return { protocol, ...told(await everything(inbox)) };
 }
 
 async function streamKeepalive(task) {

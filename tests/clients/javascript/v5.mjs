@@ -95,9 +95,10 @@ async function models(task) {
 
 async function stream(task) {
   const [live, inbox] = await listen(task);
+  const { protocol } = live.socket;
   for (const frame of frames(task)) live.sendMedia(frame);
   live.sendCloseStream(CLOSE);
-  return told(await everything(inbox));
+  return { protocol, ...told(await everything(inbox)) };
 }
 
 async function streamKeepalive(task) {
