@@ -107,7 +107,15 @@ JAVASCRIPT: Final = (
     Sdk("javascript-4-websocket", "JavaScript 4, native `WebSocket`", "4.11.3", {**_NO_FLUX, **_MADE_WITH_KEY}),
     Sdk("javascript-3", "JavaScript 3, Node < 22", "3.13.0", {**_NO_FLUX, **_MADE_WITH_KEY}),
 )
-REPLAYED: Final[tuple[Sdk, ...]] = ()
+
+_ASKED_OF_REPLAYS: Final = {"http-file", "stream", "wrong-key", "wrong-key-stream", "no-key"}
+_NOT_REPLAYED: Final = {feature.id: "Not replayed." for feature in FEATURES if feature.id not in _ASKED_OF_REPLAYS}
+REPLAYED: Final = (  # not run: test_replays.py sends what they would
+    Sdk("go-3", "Go 3, replayed", "3.5.0", _NOT_REPLAYED),
+    Sdk("dotnet-7", ".NET 7, replayed", "7.0.0", _NOT_REPLAYED),
+    Sdk("rust-0.9", "Rust 0.9, replayed", "0.9.2", _NOT_REPLAYED),
+    Sdk("java-0.3", "Java 0.3, replayed", "0.3.0", {**_NOT_REPLAYED, **_MADE_WITH_KEY}),
+)
 SDKS: Final = (*PYTHON, *JAVASCRIPT, *REPLAYED)
 
 _RESULTS: Final[dict[tuple[str, str], Seen]] = {}
