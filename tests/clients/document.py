@@ -29,6 +29,8 @@ class Snippet(NamedTuple):
     said: str
 
 
+_NOT_RUN: Final = "**Not run**: written from the SDK's own source and examples."
+_GO_HOST: Final = "of `https://` the SDK makes no good URL for streams, of `wss://` none for requests."
 SNIPPETS: Final = (
     Snippet(
         "python-7.py",
@@ -38,6 +40,26 @@ SNIPPETS: Final = (
     ),
     Snippet("python-7-async.py", "Python 7, async", ""),
     Snippet("python-3-4.py", "Python 3 and 4", "The async clients are `listen.asyncrest` and `listen.asyncwebsocket`."),
+    Snippet(
+        "javascript-5.mjs",
+        "JavaScript 5",
+        "The program ends when the stream has; a stream that breaks is begun anew by the SDK itself.",
+    ),
+    Snippet("javascript-3-4.mjs", "JavaScript 3 and 4", ""),
+    Snippet(
+        "browser.html",
+        "Browser, JavaScript 5",
+        "The key is a subprotocol of the stream, and a header of the request. The origin of the page must be in `[cors]"
+        " origins`. Tested without a browser, with the SDK's bundle in Node.",
+    ),
+    Snippet("go.go", "Go", f"{_NOT_RUN} `Host` has no scheme: {_GO_HOST}"),
+    Snippet("dotnet.cs", ".NET", _NOT_RUN),
+    Snippet(
+        "rust.rs",
+        "Rust",
+        f"{_NOT_RUN} The SDK's streams are built to trust public CAs alone: dgproxy needs a certificate of one.",
+    ),
+    Snippet("java.java", "Java", _NOT_RUN),
     Snippet("curl.sh", "curl", ""),
 )
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Final
@@ -9,6 +10,7 @@ from typing import Final
 import pytest
 
 from tests.clients import document
+from tests.clients.test_javascript import MODULES, NO_WEBSOCKET, NODE, PROGRAMS
 from tests.clients.test_python import interpreter
 from tests.conftest import second_only
 from tests.support.clients import assert_chunked_kept, assert_forwarded, assert_length_kept
@@ -18,6 +20,12 @@ from tests.support.upstreams import Head, Upstream
 pytestmark = second_only
 
 PYTHONS: Final = [("python-7.py", "7"), ("python-7-async.py", "7"), ("python-3-4.py", "4"), ("python-3-4.py", "3")]
+JAVASCRIPTS: Final = [
+    ("javascript-5.mjs", "deepgram-5", []),
+    ("javascript-3-4.mjs", "deepgram-4", []),  # as on Node 22 and later
+    ("javascript-3-4.mjs", "deepgram-4", [NO_WEBSOCKET]),
+    ("javascript-3-4.mjs", "deepgram-3", [NO_WEBSOCKET]),
+]
 
 
 def paste(file: str, proxy: Proxy, wav: bytes, directory: Path) -> str:
@@ -33,7 +41,7 @@ def paste(file: str, proxy: Proxy, wav: bytes, directory: Path) -> str:
 
 def run(command: list[str], proxy: Proxy, directory: Path) -> list[str]:
     """The lines that it prints."""
-    environment = {**os.environ, "SSL_CERT_FILE": str(proxy.ca)}
+    environment = {**os.environ, "SSL_CERT_FILE": str(proxy.ca), "NODE_EXTRA_CA_CERTS": str(proxy.ca)}
     done = subprocess.run(
         command, cwd=directory, env=environment, capture_output=True, text=True, timeout=60, check=False
     )
@@ -57,6 +65,39 @@ def test_a_python_program_runs_as_pasted(
 ) -> None:
     program = paste(file, proxy, wav, tmp_path)
     said = run([str(interpreter(major)), "-c", program], proxy, tmp_path)
+    assert said[0] == f"second upstream heard {len(wav)} bytes"  # posted
+    assert said[-1] == f"heard {len(wav)} bytes"  # streamed
+    posted, streamed = both(upstream, wav)
+    assert_length_kept(posted, len(wav))
+    assert (posted["method"], streamed["method"], streamed["close_code"]) == ("POST", "GET", 1000)
+
+
+@pytest.mark.parametrize(("file", "alias", "options"), JAVASCRIPTS)
+def test_a_javascript_program_runs_as_pasted(
+    proxy: Proxy, upstream: Upstream, wav: bytes, tmp_path: Path, file: str, alias: str, options: list[str]
+) -> None:
+    program = tmp_path / file
+    program.write_text(paste(file, proxy, wav, tmp_path))
+    installed = tmp_path / "node_modules" / "@deepgram" / "sdk"
+    installed.parent.mkdir(parents=True)
+    installed.symlink_to(MODULES / alias)
+    said = run([str(NODE), *options, str(program)], proxy, tmp_path)
+    assert said[0] == f"second upstream heard {len(wav)} bytes"  # posted
+    assert said[-1] == f"heard {len(wav)} bytes"  # streamed
+    posted, streamed = both(upstream, wav)
+    if alias == "deepgram-5":
+        assert_length_kept(posted, len(wav))
+    else:
+        assert_chunked_kept(posted)
+    assert (posted["method"], streamed["method"], streamed["close_code"]) == ("POST", "GET", 1000)
+
+
+def test_the_pages_script_runs_as_pasted(proxy: Proxy, upstream: Upstream, wav: bytes, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    page.write_text(paste("browser.html", proxy, wav, tmp_path))
+    shutil.copy(PROGRAMS / "page.cjs", tmp_path)
+    (tmp_path / "node_modules").symlink_to(MODULES)
+    said = run([str(NODE), str(tmp_path / "page.cjs"), str(page), "audio.wav"], proxy, tmp_path)
     assert said[0] == f"second upstream heard {len(wav)} bytes"  # posted
     assert said[-1] == f"heard {len(wav)} bytes"  # streamed
     posted, streamed = both(upstream, wav)
