@@ -5,6 +5,7 @@ subprotocol then. So does SDK 5 in a browser.
 """
 
 import contextlib
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -45,6 +46,7 @@ COMMANDS: Final = {
     "javascript-4-websocket": ["v3_v4.cjs", "deepgram-4"],
     "javascript-3": [NO_WEBSOCKET, "v3_v4.cjs", "deepgram-3"],
 }
+AGENT: Final = re.compile(r"node$|@deepgram/sdk/\d")  # their User-Agent; Python's have a `v`
 NATIVE: Final = {"javascript-5-subprotocol", "javascript-4-websocket"}  # their streams' credential is a subprotocol
 
 
@@ -247,18 +249,27 @@ def test_speech(client: Callable[[Sdk], Client], upstream: Upstream, cell: Cell)
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-def refusals(proxy: Proxy) -> int:
-    """How often the proxy said 401 so far."""
-    return sum(entry.get("status") == 401 for entry in parse(proxy.stderr.lines()))
+def refusals(proxy: Proxy) -> list[dict[str, Any]]:
+    """Every 401 that the proxy said to one of these SDKs so far."""
+    return [
+        entry
+        for entry in parse(proxy.stderr.lines())
+        if entry.get("status") == 401 and AGENT.match(entry.get("user_agent", ""))
+    ]
 
 
 @contextlib.contextmanager
-def refused(proxy: Proxy, times: int) -> Iterator[None]:
-    """In which the proxy says 401 so often."""
-    before = refusals(proxy)
+def refused(proxy: Proxy, times: int, form: str | None) -> Iterator[None]:
+    """In which the proxy says 401 so often, to a credential of this form, if it is one."""
+    before = len(refusals(proxy))
     yield
-    proxy.stderr.wait_for(lambda _: refusals(proxy) >= before + times)
-    assert refusals(proxy) == before + times
+    proxy.stderr.wait_for(lambda _: len(refusals(proxy)) >= before + times)
+    assert [entry.get("form") for entry in refusals(proxy)[before:]] == [form] * times
+
+
+def form(sdk: Sdk) -> str:
+    """Where a stream's credential is."""
+    return "subprotocol" if sdk.id in NATIVE else "authorization"
 
 
 def handshakes(sdk: Sdk) -> int:
@@ -268,7 +279,7 @@ def handshakes(sdk: Sdk) -> int:
 
 @parametrised("wrong-key", "no-key", "jwt-key", "proxy-key")
 def test_a_key_that_is_none(client: Callable[[Sdk], Client], proxy: Proxy, upstream: Upstream, cell: Cell) -> None:
-    with refused(proxy, 1):
+    with refused(proxy, 1, "authorization" if KEYS[cell.feature.id] else None):
         answer = client(cell.sdk).does(cell.feature.id, key=KEYS[cell.feature.id])
     assert_refused(answer, BAD_CREDENTIAL)  # of no key there is `Authorization: Token`
     assert upstream.heads() == []
@@ -291,7 +302,7 @@ def test_the_sdks_ask_for_a_key_themselves(client: Callable[[Sdk], Client], upst
 
 @parametrised("wrong-key-stream")
 def test_a_wrong_key_on_a_stream(client: Callable[[Sdk], Client], proxy: Proxy, upstream: Upstream, cell: Cell) -> None:
-    with refused(proxy, handshakes(cell.sdk)):
+    with refused(proxy, handshakes(cell.sdk), form(cell.sdk)):
         answer = client(cell.sdk).does(cell.feature.id, key=KEYS[cell.feature.id])
     assert not answer["ok"]
     assert answer["error"] == ("error event" if is_5(cell.sdk) else "Error event")
@@ -319,7 +330,7 @@ def test_a_key_revoked_in_mid_stream(
     assert client(cell.sdk).does(cell.feature.id, key=key.key) == {"event": "open"}
     upstream.wait_for(lambda heads: len(heads) == 1 and heads[0]["body_bytes"] == FRAME)
     if is_5(cell.sdk):
-        with refused(proxy, handshakes(cell.sdk)):
+        with refused(proxy, handshakes(cell.sdk), form(cell.sdk)):
             proxy.ask("keys", "revoke", key.id)
             told = saw(client(cell.sdk).driver.hear())
         assert told["closes"][0] == [1008, KEY_REVOKED.message]
