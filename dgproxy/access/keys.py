@@ -46,6 +46,7 @@ ID_LENGTH: Final = 10
 SECRET_LENGTH: Final = 32  # 190 bits: one fast keyed hash is enough, no slow one for attackers to spend our CPU on
 CHECKSUM_LENGTH: Final = 6  # 62^6 > 2^32
 MAX_KEY_LENGTH: Final = 512  # bytes; nothing longer is hashed (bad-inputs C3)
+MIN_FOREIGN_LENGTH: Final = 20  # characters; API Gateway's own bound
 
 _BASE62: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _UNBIASED: Final = 256 - 256 % len(_BASE62)  # random bytes from here on would favour the alphabet's first letters
@@ -225,6 +226,7 @@ _HEADER: Final = struct.Struct("=8sII6Q")  # magic, version, crc; generation, ke
 _RUN: Final = struct.Struct("=II")
 _PLACE: Final = struct.Struct("=Q")
 _PER_BUCKET: Final = 4
+_SHELF_BITS: Final = 10
 _LENGTH_BITS: Final = 24
 _LENGTH_MASK: Final = (1 << _LENGTH_BITS) - 1
 
@@ -274,24 +276,28 @@ def _mark_of_digest(digest: bytes) -> int:
 def write(records: Iterable[Record], generation: int, out: BinaryIO) -> None:
     """Writes the table of these records (each id once) into an empty seekable file, such as a memfd.
 
-    Beside the file it needs some 60 bytes of memory a key for sorting.
+    Beside the file it needs some 60 bytes of memory a key for sorting. Sorting is done in many small steps, between
+    which other threads run: one sort of all would hold up the supervisor's loop.
     """
     out.write(bytes(_HEADER.size))
     decoy = _entry(_DECOY)
     offset = _HEADER.size + out.write(decoy)
     keys = 0
-    marked: list[int] = []  # mark << 64 | place
+    marked: list[list[int]] = [[] for _ in range(1 << _SHELF_BITS)]  # mark << 64 | place, by the mark's leading bits
     for record in records:
         entry = _entry(record)
         place = offset << _LENGTH_BITS | len(entry)
-        marked.append(_mark_of_id(entry[_ID]) << 64 | place)
-        if record.foreign:
-            marked.append(_mark_of_digest(entry[_DIGEST]) << 64 | place)
+        for mark in (_mark_of_id(entry[_ID]), *((_mark_of_digest(entry[_DIGEST]),) if record.foreign else ())):
+            marked[mark >> 64 - _SHELF_BITS].append(mark << 64 | place)
         offset += out.write(entry)
         keys += 1
-    marked.sort()
-    marks = array("Q", [both >> 64 for both in marked])
-    places = array("Q", [both & _MASK64 for both in marked])
+    marks = array("Q")
+    places = array("Q")
+    for shelf in marked:
+        shelf.sort()
+        marks.extend([both >> 64 for both in shelf])
+        places.extend([both & _MASK64 for both in shelf])
+        shelf.clear()
     places.append(_HEADER.size << _LENGTH_BITS | len(decoy))
     buckets = len(marks) // _PER_BUCKET | 1  # odd, so that directory is a multiple of 8 bytes
     directory = array("I", bytes(4 * (buckets + 1)))
