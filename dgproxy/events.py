@@ -35,6 +35,8 @@ WORKER_SHED = Event("worker.shed", WARNING, ("excess", "ended"))
 WORKER_FAULT = Event("worker.fault", ERROR, ("request_id", "phase", "error", "trace"))
 
 KEYS_CHANGED = Event("keys.changed", INFO, ("generation", "key_id", "change", "by_uid"))
+KEYS_IMPORTED = Event("keys.imported", INFO, ("generation", "created", "changed", "unchanged", "left_out", "by_uid"))
+KEYS_EXPORTED = Event("keys.exported", INFO, ("generation", "by_uid"))
 
 _REQUEST = ("request_id", "peer", "key_id", "class", "method", "path", "client_request_id", "user_agent")
 _SPENT = ("status", "bytes_in", "bytes_out", "wall_s", "upstream", "dg_request_id", "end")

@@ -51,6 +51,7 @@ class Snapshot(Message, frozen=True):
     """Down: the key table of a generation. Comes with the fd of a sealed memfd, and is followed by every later change.
 
     A worker accepts only once its table has reached `target`: before that it might serve a key that is revoked already.
+    One that comes later takes the place of the table and is judged as a change of every key.
     """
 
     generation: int

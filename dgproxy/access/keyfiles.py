@@ -12,7 +12,7 @@ import datetime as dt
 import enum
 import io
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -113,7 +113,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, forbi
     plan: str | None = None
     usage_plans: tuple[str, ...] = ()  # API Gateway's ids, until `with_plans` has made a plan of them
     enabled: bool | None = None
-    expires: int | None | msgspec.UnsetType = msgspec.UNSET  # Unix seconds; None: never
+    expires: int | msgspec.UnsetType | None = msgspec.UNSET  # Unix seconds; None: never
     overrides: dict[str, str] = {}  # as `parse_overrides` takes them
 
     def __repr__(self) -> str:
@@ -150,11 +150,7 @@ def read(data: bytes, form: Format | None = None) -> KeyFile:
     """The keys of a file, of this format or of the one that it looks like. Never raises."""
     try:
         text = _text(data)
-        found = form or _looks_like(text)
-        if found is None:
-            expected = "CSV with columns name and key, JSON of get-api-keys, an nginx map, or our own export"
-            raise _Broken(0, f"is of no known format; known are {expected}")
-        file = _READERS[found](text)
+        file = _READERS[form or _looks_like(text)](text)
     except _Broken as broken:
         return KeyFile(form, findings=[Finding(broken.place, str(broken), Level.FATAL)])
     if len(file.entries) > MAX_ENTRIES:
@@ -193,7 +189,13 @@ def _once(file: KeyFile) -> KeyFile:
             continue
         what = f"the same {'key' if entry.moved is None else 'digest'} as in {file.unit} {before.place}"
         file.findings.append(Finding(entry.place, what))
-    return replace(file, entries=list(first.values()))
+    entries = []
+    for entry in first.values():
+        if entry.name is not None and entry.name in first:  # columns are mixed up, or a map's result is a key
+            file.findings.append(Finding(entry.place, "its name is a key of this file"))
+        else:
+            entries.append(entry)
+    return replace(file, entries=entries)
 
 
 def _text(data: bytes) -> str:
@@ -210,7 +212,7 @@ def _text(data: bytes) -> str:
     return text
 
 
-def _looks_like(text: str) -> Format | None:
+def _looks_like(text: str) -> Format:
     start = text[:4096].lstrip()
     if start.startswith(("{", "[")):
         return Format.AWS_JSON
@@ -221,7 +223,10 @@ def _looks_like(text: str) -> Format | None:
             return Format.EXPORT
         if {"name", "key"} <= set(columns):
             return Format.CSV
-    return Format.NGINX if nginx_map.MAP.search(text) else None
+    if nginx_map.MAP.search(text):
+        return Format.NGINX
+    known = "CSV with columns name and key, JSON of get-api-keys, an nginx map, or our own export"
+    raise _Broken(0, f"is of no known format; known are {known}")
 
 
 # --- CSV --------------------------------------------------------------------------------------------------------
@@ -358,17 +363,17 @@ def _expiry(line: int, text: str) -> int | None:
 
 def _moment(line: int, text: str, what: str) -> int:
     """Unix seconds of a date (its beginning) or a time, in UTC unless it says otherwise."""
+    how = "a moment is written as 2027-01-31 or 2027-01-31T12:00:00Z"
     match = _MOMENT.fullmatch(text)
+    if match is None:
+        raise _Broken(line, f"{what}: {how}; a duration would begin anew with each import")
     try:
-        if match is None:
-            raise ValueError
         year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
         zone = (match[7] or "Z").replace("Z", "+00:00")
         offset = dt.datetime.strptime(zone.replace(":", ""), "%z").tzinfo
         seconds = dt.datetime(year, month, day, hour, minute, second, tzinfo=offset).timestamp()
     except (ValueError, OverflowError):
-        how = "a moment is written as 2027-01-31 or 2027-01-31T12:00:00Z"
-        raise _Broken(line, f"{what}: {how}, for a duration would begin anew with each import") from None
+        raise _Broken(line, f"{what}: there is no such moment; {how}") from None
     if seconds < 0:
         raise _Broken(line, f"{what}: lies before 1970")
     return int(seconds)
@@ -588,8 +593,8 @@ def with_plans(file: KeyFile, plan_map: Mapping[str, str], default: str | None, 
     return _bounded(made)
 
 
-def _list(names: Sequence[str | None] | set[str | None]) -> str:
-    return ", ".join(sorted(_shown(name or "") for name in names))
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(sorted(_shown(name) for name in names))
 
 
 def _shown(text: str) -> str:

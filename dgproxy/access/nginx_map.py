@@ -160,7 +160,9 @@ class _Map:
                 found.findings.append((self._line, what, False))
             return
         found.maps += 1
-        default = next((entry.words[1] for entry in self.entries if entry.words[0] == "default" and entry.words[1:]), "")
+        default = next(
+            (entry.words[1] for entry in self.entries if entry.words[0] == "default" and entry.words[1:]), ""
+        )
         for entry in self.entries:
             match entry.words:
                 case ["hostnames" | "volatile"] | ["default", _]:
@@ -173,9 +175,7 @@ class _Map:
                 case _:
                     found.findings.append((entry.line, "an entry of a map has a value and a result", True))
 
-    def _entry(
-        self, found: Found, entry: _Directive, source: str, value: str, default: str, reader: "_Reader"
-    ) -> None:
+    def _entry(self, found: Found, entry: _Directive, source: str, value: str, default: str, reader: "_Reader") -> None:
         if source.startswith("~"):
             literal = _literal(source[1:].removeprefix("*"))
             if literal is None:
@@ -183,7 +183,7 @@ class _Map:
                 found.findings.append((entry.line, what, True))
                 return
         else:
-            literal = source[1:] if source.startswith("\\") else source
+            literal = source.removeprefix("\\")
         if not literal:
             return  # no credential at all
         if value == default or {value, default} <= _FALSE:

@@ -11,6 +11,7 @@ from dgproxy.cli.keys import keys
 from dgproxy.cli.live import status, streams
 from dgproxy.cli.run import run, standin
 from dgproxy.cli.setup import check, init
+from dgproxy.cli.transfer import export, import_
 from dgproxy.net import pump
 from dgproxy.net.tls import OPENSSL
 
@@ -20,6 +21,10 @@ _GROUPS: Final[dict[str, list[click.Command]]] = {
     "Watch": [status, streams],
     "Try": [demo, standin],
 }
+
+
+for _transfer in (import_, export):
+    keys.add_command(_transfer)
 
 
 def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - as click calls it

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import rich_click as click
 from rich.panel import Panel
@@ -20,8 +20,11 @@ from dgproxy.admin.control import ControlError, ControlTimeout, NotRunning
 from dgproxy.cli.common import config_option, emit, fail, json_option
 from dgproxy.config import Config, ConfigError, find_config, load, read_pepper
 from dgproxy.store import StateBusy, StoreError, check_directory, lock, service
+from dgproxy.store.imports import Imports, export_keys
 from dgproxy.store.keys import FILE_NAME, TURNS, KeyStore, Turn
 from dgproxy.store.service import Rejected
+
+T = TypeVar("T")
 
 _ANSWER: Final = 30.0  # seconds for the proxy to carry out a command
 _PATIENCE: Final = 5.0  # seconds in which a proxy that starts or stops either answers or lets go of its state
@@ -40,6 +43,7 @@ def _turn(turn: Turn, store: KeyStore, _: Config, args: Mapping[str, Any]) -> di
     return answer
 
 
+Asked = Callable[[str, Mapping[str, Any]], Any]
 _ON_THE_STORE: Final[Mapping[str, Callable[[KeyStore, Config, Mapping[str, Any]], dict[str, Any]]]] = {
     "keys.create": _create,
     "keys.list": lambda store, _, args: service.list_keys(store, args, now=time.time()),
@@ -54,20 +58,69 @@ def ask(config: Config, command: str, args: Mapping[str, Any]) -> Any:
     Raises:
         ControlError, ControlTimeout, Rejected, StateBusy, StoreError, ConfigError: it was not, or no one can tell.
     """
+    return ask_on(config, lambda asked: asked(command, args))
+
+
+def ask_on(config: Config, work: Callable[[Asked], T], within: float = _ANSWER) -> T:
+    """Likewise work of several commands, all of them by one of the two. `within`: seconds for an answer to each.
+
+    The work is begun anew only while its first command has reached nobody.
+    """
     state = Path(config.state.directory)
     give_up = time.monotonic() + _PATIENCE
     while True:
         with contextlib.suppress(NotRunning):
-            return control.call(Path(config.admin.socket), command, args, _ANSWER)
+            return work(_Socket(Path(config.admin.socket), within))
         check_directory(state)
         owner = _owner(state)
         pepper = Pepper(read_pepper(config))  # as who we are: a credential may be root's alone
         try:
             with _acting_as(owner), lock(state, _TRY), KeyStore.open(state / FILE_NAME, pepper) as store:
-                return _ON_THE_STORE[command](store, config, args)
+                return work(_commands(store, config, pepper))
         except StateBusy:
             if time.monotonic() >= give_up:
                 raise
+
+
+class _Socket:
+    """The running proxy, asked more than once: one that has answered can't be taken for one that is not there."""
+
+    def __init__(self, path: Path, within: float) -> None:
+        self._path = path
+        self._within = within
+        self._answered = False
+
+    def __call__(self, command: str, args: Mapping[str, Any]) -> Any:
+        try:
+            answer = control.call(self._path, command, args, self._within)
+        except NotRunning:
+            if not self._answered:
+                raise
+            raise ControlError(
+                "closed", "the proxy went away before all was done; see what was, and try again"
+            ) from None
+        self._answered = True
+        return answer
+
+
+def _commands(store: KeyStore, config: Config, pepper: Pepper) -> Asked:
+    imports = Imports(time.monotonic)
+
+    def commit(args: Mapping[str, Any]) -> dict[str, Any]:
+        answer, _ = imports.commit(
+            store, config, args, uid=os.getuid(), now=time.time(), random_bytes=os.urandom
+        )  # no worker is there to hear of it
+        return answer
+
+    own: Mapping[str, Callable[[Mapping[str, Any]], Any]] = {
+        "keys.import.begin": partial(imports.begin, pepper),
+        "keys.import.part": partial(imports.part, pepper),
+        "keys.import.commit": commit,
+        "keys.import.rows": imports.rows,
+        "keys.export": partial(export_keys, store),
+        **{command: partial(act, store, config) for command, act in _ON_THE_STORE.items()},
+    }
+    return lambda command, args: own[command](args)
 
 
 def _owner(state: Path) -> os.stat_result:

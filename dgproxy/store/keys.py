@@ -26,6 +26,11 @@ FILE_NAME: Final = "keys.db"  # in the state directory
 _SCHEMA: Final = schema("keys", application_id=0x6467706B)  # "dgpk"
 _COLUMNS: Final = ", ".join(f'"{column}"' for column in Record.__struct_fields__)
 _VALUES: Final = ", ".join(f":{column}" for column in Record.__struct_fields__)
+_INSERT: Final = f"INSERT INTO keys ({_COLUMNS}) VALUES ({_VALUES})"  # noqa: S608 - constants
+_UPDATE: Final = (
+    "UPDATE keys SET name = :name, plan = :plan, overrides = :overrides, state = :state, not_before = :not_before, "
+    "expires = :expires WHERE id = :id"
+)
 _TRIES: Final = 8  # to draw an id that is not taken: of 62^10, so a second try means that randomness is broken
 
 
@@ -129,7 +134,7 @@ class KeyStore:
             query = "SELECT 1 FROM keys WHERE name = ? AND state <> ?"
             if self._db.execute(query, (name, State.REVOKED)).fetchone() is not None:
                 raise NameTaken
-            minted = self._unused(random_bytes)
+            minted = _unused(self._db, self._path, random_bytes)
             record = Record(
                 id=minted.id,
                 digest=self._pepper.digest(minted.key.encode()),
@@ -143,8 +148,7 @@ class KeyStore:
                 expires=expires,
                 foreign=False,
             )
-            values = msgspec.structs.asdict(record) | {"overrides": msgspec.json.encode(overrides).decode()}
-            self._db.execute(f"INSERT INTO keys ({_COLUMNS}) VALUES ({_VALUES})", values)  # noqa: S608 - constants
+            self._db.execute(_INSERT, _values(record))
             changed.append(minted.id)
         return minted, record
 
@@ -171,6 +175,16 @@ class KeyStore:
         return msgspec.structs.replace(record, state=state), True
 
     @contextlib.contextmanager
+    def bulk(self, action: str, uid: int, now: int) -> Iterator["Bulk"]:
+        """Many changes in one: one transaction, one generation. `Bulk.undo` within makes it none."""
+        bulk = Bulk(self._db, self._path, self._pepper.id)
+        with contextlib.suppress(_Undone), self._change(action, uid, now) as changed:
+            yield bulk
+            if bulk.undone:
+                raise _Undone
+            changed.extend(bulk.changed)
+
+    @contextlib.contextmanager
     def _change(self, action: str, uid: int, now: int) -> Iterator[list[KeyId]]:
         """One change, all or nothing. Within, the ids of the keys that it touches are put on the list.
 
@@ -187,12 +201,68 @@ class KeyStore:
                 [(now, uid, action, key_id) for key_id in changed],
             )
 
-    def _unused(self, random_bytes: Callable[[int], bytes]) -> Minted:
-        for _ in range(_TRIES):
-            minted = mint(random_bytes)
-            if self._db.execute("SELECT 1 FROM keys WHERE id = ?", (minted.id,)).fetchone() is None:
-                return minted
-        raise StoreError(self._path, f"{_TRIES} random ids in a row were taken", "the system's randomness is broken")
+
+class Bulk:
+    """What is done to many keys within one change. Its caller judges; here is only what is there and what is put."""
+
+    def __init__(self, db: sqlite3.Connection, path: Path, pepper_id: str) -> None:
+        self._db = db
+        self._path = path
+        self.pepper_id: Final = pepper_id
+        self.changed: list[KeyId] = []
+        self.undone = False
+
+    def by_digest(self, digest: bytes) -> Record | None:
+        """The record of this key, whatever its state."""
+        return self._one("digest = ?", digest)
+
+    def by_id(self, key_id: KeyId) -> Record | None:
+        """The record of this id, whatever its state."""
+        return self._one("id = ?", key_id)
+
+    def _one(self, where: str, value: object) -> Record | None:
+        row = self._db.execute(f"SELECT {_COLUMNS} FROM keys WHERE {where}", (value,)).fetchone()  # noqa: S608
+        return None if row is None else _record(self._path, row)
+
+    def named(self, name: str) -> KeyId | None:
+        """The key that has this name and is not revoked."""
+        query = "SELECT id FROM keys WHERE name = ? AND state <> ?"
+        row = self._db.execute(query, (name, State.REVOKED)).fetchone()
+        return None if row is None else KeyId(row[0])
+
+    def unused_id(self, random_bytes: Callable[[int], bytes]) -> KeyId:
+        """An id that no key has."""
+        return _unused(self._db, self._path, random_bytes).id
+
+    def insert(self, record: Record) -> None:
+        """A new key."""
+        self._db.execute(_INSERT, _values(record))
+        self.changed.append(record.id)
+
+    def update(self, record: Record) -> None:
+        """A key as it is from now on; its id, digest and making stay."""
+        self._db.execute(_UPDATE, _values(record))
+        self.changed.append(record.id)
+
+    def undo(self) -> None:
+        """Nothing of it is to have happened."""
+        self.undone = True
+
+
+class _Undone(Exception):  # noqa: N818 - what is wanted
+    """Ends a transaction that is to leave nothing."""
+
+
+def _unused(db: sqlite3.Connection, path: Path, random_bytes: Callable[[int], bytes]) -> Minted:
+    for _ in range(_TRIES):
+        minted = mint(random_bytes)
+        if db.execute("SELECT 1 FROM keys WHERE id = ?", (minted.id,)).fetchone() is None:
+            return minted
+    raise StoreError(path, f"{_TRIES} random ids in a row were taken", "the system's randomness is broken")
+
+
+def _values(record: Record) -> dict[str, Any]:
+    return msgspec.structs.asdict(record) | {"overrides": msgspec.json.encode(record.overrides).decode()}
 
 
 def inspect(path: Path, pepper: Pepper) -> list[str]:

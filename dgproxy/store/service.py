@@ -228,9 +228,12 @@ def _check_name(name: str) -> None:
 
 def _overrides(options: Mapping[str, str]) -> Overrides:
     try:
-        overrides = parse_overrides(options)
+        return _check_overrides(parse_overrides(options))
     except ValueError as error:
         raise Rejected("bad_override", str(error)) from None
+
+
+def _check_overrides(overrides: Overrides) -> Overrides:
     size = len(msgspec.json.encode(overrides))
     if size > MAX_OVERRIDES:
         limit = f"a key's own settings may take {MAX_OVERRIDES} bytes, these take {size}; make a plan of them"

@@ -29,6 +29,7 @@ from dgproxy.logs import Log
 from dgproxy.net import libssl, pump, tls
 from dgproxy.net.listen import open_listeners
 from dgproxy.store import StoreError, lock, service
+from dgproxy.store.imports import IDLE, Imports, Outcome, export_keys
 from dgproxy.store.keys import FILE_NAME, TURNS, KeyStore, Turn
 from dgproxy.supervisor.processes import Life, Workers
 from dgproxy.supervisor.surveys import Surveys
@@ -78,6 +79,7 @@ class Supervisor:
         self._started = time.monotonic()
         self._ledger = Ledger()
         self._surveys = Surveys()
+        self._imports = Imports(time.monotonic)
         self._used: defaultdict[KeyId, Used] = defaultdict(Used)
         self._store_thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._ticket_keys = os.urandom(libssl.TICKET_KEYS_LENGTH)
@@ -225,25 +227,31 @@ class Supervisor:
     async def _change_keys(self, change: str, call: Call, work: Callable[[], tuple[Any, Any]]) -> Any:
         """One change of the keys: written, told to every worker, and answered when every worker has it.
 
+        `work` gives its answer, and a delta, a new snapshot's fd, or None for no change.
         The answer's `everywhere` is false if one did not say so in time: then that worker hangs, and serves as before.
         """
         try:
             answer, delta = await self._in_store(work)
         except service.Rejected as rejected:
             raise ControlError(rejected.code, str(rejected)) from None
-        except StoreError as error:
+        except (StoreError, OSError) as error:
             raise ControlError("store", str(error)) from None
         if delta is None:  # it was so already; but what made it so may still be on its way to a worker
             return answer | {"everywhere": await self._keys.everywhere(self._keys.table.generation, SPREAD_WITHIN)}
-        self._keys.change(delta)
-        self._workers.tell(ipc.Change(delta))
-        for record in delta.records:
-            self._log(
-                events.KEYS_CHANGED, generation=delta.generation, key_id=record.id, change=change, by_uid=call.uid
-            )
-        everywhere = await self._keys.everywhere(delta.generation, SPREAD_WITHIN)
+        if isinstance(delta, int):
+            self._keys.renew(delta)
+            self._workers.tell(ipc.Snapshot(self._keys.base, self._keys.base), (self._keys.snapshot,))
+        else:
+            self._keys.change(delta)
+            self._workers.tell(ipc.Change(delta))
+            for record in delta.records:
+                self._log(
+                    events.KEYS_CHANGED, generation=delta.generation, key_id=record.id, change=change, by_uid=call.uid
+                )
+        generation = self._keys.table.generation
+        everywhere = await self._keys.everywhere(generation, SPREAD_WITHIN)
         if not everywhere:
-            notice = f"key generation {delta.generation} is not at every worker after {SPREAD_WITHIN:g} s; one hangs"
+            notice = f"key generation {generation} is not at every worker after {SPREAD_WITHIN:g} s; one hangs"
             self._log(events.PROXY_NOTICE, notice=notice)
         if len(self._keys.deltas) >= COMPACT and not self._compacting:
             await self._compact()
@@ -348,6 +356,11 @@ class Supervisor:
             "keys.list": self._list_keys,
             "keys.show": self._show_key,
             **{f"keys.{turn}": partial(self._turn_key, turn) for turn in TURNS},
+            "keys.import.begin": self._begin_import,
+            "keys.import.part": self._part_of_import,
+            "keys.import.commit": self._commit_import,
+            "keys.import.rows": self._rows_of_import,
+            "keys.export": self._export_keys,
             "status": self._status,
             "streams.list": self._list_streams,
             "streams.kill": self._kill_stream,
@@ -366,6 +379,55 @@ class Supervisor:
             return service.turn_key(self._store, turn, call.args, uid=call.uid, now=time.time())
 
         return await self._change_keys(turn, call, work)
+
+    async def _begin_import(self, call: Call) -> object:
+        return await self._ask(lambda: self._imports.begin(self._pepper, call.args))
+
+    async def _part_of_import(self, call: Call) -> object:
+        self._loop.call_later(IDLE, self._forget_import)
+        return await self._ask(lambda: self._imports.part(self._pepper, call.args))
+
+    async def _commit_import(self, call: Call) -> object:
+        self._loop.call_later(IDLE, self._forget_import)
+
+        def work() -> tuple[Any, Any]:
+            return self._imports.commit(
+                self._store,
+                self._config,
+                call.args,
+                uid=call.uid,
+                now=time.time(),
+                random_bytes=os.urandom,
+                snapshot=make_snapshot,
+            )
+
+        answer = await self._change_keys("import", call, work)
+        if answer["applied"]:
+            counts = answer["counts"]
+            self._log(
+                events.KEYS_IMPORTED,
+                generation=answer["generation"],
+                created=counts[Outcome.CREATED],
+                changed=counts[Outcome.CHANGED],
+                unchanged=counts[Outcome.UNCHANGED],
+                left_out=counts[Outcome.REVOKED] + counts[Outcome.BAD],
+                by_uid=call.uid,
+            )
+        return answer
+
+    async def _rows_of_import(self, call: Call) -> object:
+        return await self._ask(lambda: self._imports.rows(call.args))
+
+    def _forget_import(self) -> None:
+        """In the thread that has to do with it, if nobody goes on with it."""
+        if not self._stop_asked.is_set():  # the thread may be gone already
+            self._store_thread.submit(self._imports.expire)
+
+    async def _export_keys(self, call: Call) -> object:
+        page = await self._ask(lambda: export_keys(self._store, call.args))
+        if not call.args.get("after"):
+            self._log(events.KEYS_EXPORTED, generation=page["generation"], by_uid=call.uid)
+        return page
 
     async def _list_keys(self, call: Call) -> object:
         return await self._ask(lambda: service.list_keys(self._store, call.args, now=time.time()))

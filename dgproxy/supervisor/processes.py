@@ -97,10 +97,10 @@ class Workers:
         """Whether a worker accepts at every place."""
         return all(slot.life is not None and slot.life.ready for slot in self.slots)
 
-    def tell(self, message: ipc.Message) -> None:
-        """Says something to all."""
+    def tell(self, message: ipc.Message, fds: tuple[int, ...] = ()) -> None:
+        """Says something to all, with these fds, which stay ours."""
         for life in self.lives:
-            life.channel.send(message)
+            life.channel.send(message, fds)
 
     async def stop(self, within: float) -> None:
         """Tells all to stop within so many seconds, replaces none any more, and waits until the last is gone.

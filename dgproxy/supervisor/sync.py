@@ -1,8 +1,8 @@
 """The key table and its generations: the snapshot that workers map, the deltas that follow it.
 
 Rules of this file: generations rise by one and are the store's own; a worker gets the snapshot and then every delta
-since, in order, so that all of them hold the same table; a change is done when every worker has said that it applied
-it.
+since (or, for a change of very many keys, a new snapshot), in order, so that all of them hold the same table; a change
+is done when every worker has said that it applied it.
 """
 
 import asyncio
@@ -47,6 +47,14 @@ class Keys:
         """The next generation."""
         self.table.apply(delta)
         self.deltas.append(delta)
+
+    def renew(self, snapshot: int) -> None:
+        """The next generation as a whole new table, where a delta would be too large for one step of the loop."""
+        os.close(self.snapshot)
+        self.snapshot = snapshot
+        self.table = Table(mmap.mmap(snapshot, 0, prot=mmap.PROT_READ))
+        self.base = self.table.generation
+        self.deltas = []
 
     def rebase(self, snapshot: int, generation: int) -> None:
         """A fresh snapshot for workers to come, with all deltas up to its generation in it."""

@@ -72,6 +72,16 @@ class Live:
                 party.key = record
                 self._judge(party)
 
+    def renew(self, find: Callable[[KeyId], Record | None]) -> None:
+        """Likewise, with a whole new table."""
+        for key_id, party in list(self._parties.items()):
+            record = find(key_id)
+            if record is None:
+                self._cut(key_id, KEY_REVOKED)
+            else:
+                party.key = record
+                self._judge(party)
+
     def tick(self) -> None:
         """Called each second or so: a clock that was set must not let a key live on."""
         for party in list(self._parties.values()):

@@ -163,6 +163,8 @@ class Worker:
         if self.table.generation != snapshot.generation:
             raise ipc.BadMessage("a snapshot of another generation than announced")
         self._target = snapshot.target
+        if self._ready:
+            self.live.renew(self.table.get)
         self._applied()
 
     def _applied(self) -> None:
