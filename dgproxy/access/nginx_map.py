@@ -193,7 +193,7 @@ class _Map:
         if key is None:
             what = "Basic and other schemes are left out: keys come with Token or Bearer"
             if _BASIC.match(literal) is None:
-                what = "left out: no key with its scheme (Token or Bearer) before it"
+                what = "left out: not the form in which this header carries a key"
             found.findings.append((entry.line, what, True))
             return
         found.keys.append((entry.line, key, _name(entry, value)))

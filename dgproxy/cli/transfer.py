@@ -101,7 +101,9 @@ class _Done:
 
 def _read(file: str) -> tuple[bytes, bool]:
     """The file's bytes, one more than may be at most, and whether others can read it."""
-    with sys.stdin.buffer if file == "-" else Path(file).open("rb") as source:
+    if file == "-":
+        return sys.stdin.buffer.read(keyfiles.MAX_FILE + 1), False
+    with Path(file).open("rb") as source:
         status = os.fstat(source.fileno())
         exposed = stat.S_ISREG(status.st_mode) and bool(status.st_mode & _OTHERS)
         return source.read(keyfiles.MAX_FILE + 1), exposed

@@ -201,8 +201,8 @@ class Imports:
         generation; before they are final, so that there are no changes of which workers can't hear.
 
         Raises:
-            Rejected: bad_request, unknown_import.
-            StoreError, OSError: the store or the snapshot failed. Nothing was changed.
+            Rejected: bad_request, unknown_import, no_snapshot.
+            StoreError: the store failed.
         """
         given = _arguments(args, _Commit)
         one = self._of(given.number)
@@ -220,7 +220,7 @@ class Imports:
                 if not applied:
                     bulk.undo()
                 elif len(bulk.changed) > IN_ONE_DELTA and snapshot is not None:
-                    made = snapshot(store.records(), store.generation() + 1)
+                    made = _made(snapshot, store)
         except BaseException:
             self._one = None
             if made is not None:
@@ -253,6 +253,14 @@ class Imports:
             raise Rejected("unknown_import", "this import is not under way any more; begin anew")
         self._one.touched = self._clock()
         return self._one
+
+
+def _made(snapshot: Snapshot, store: KeyStore) -> int:
+    try:
+        return snapshot(store.records(), store.generation() + 1)
+    except OSError as error:
+        what = f"no new table of the keys could be made ({error.strerror}); nothing was changed"
+        raise Rejected("no_snapshot", what) from None
 
 
 def _pages(rows: list[Row]) -> list[bytes]:
@@ -291,9 +299,8 @@ def key_problem(key: str) -> str:
     if not MIN_FOREIGN_LENGTH <= len(key) <= MAX_KEY_LENGTH:
         return f"its key has {len(key)} characters; {MIN_FOREIGN_LENGTH} to {MAX_KEY_LENGTH} are possible"
     if key.startswith(PREFIX):
-        return (
-            "" if key.isascii() and checksum_ok(key.encode()) else "its key is one of dgproxy's, but not copied whole"
-        )
+        whole = key.isascii() and checksum_ok(key.encode())
+        return "" if whole else "its key is one of dgproxy's, but was not copied whole"
     if not key.isascii() or not is_foreign(key.encode()):
         return "its key holds a character that a header's token can't: a space, a comma, a quote, a slash or the like"
     return ""

@@ -234,7 +234,7 @@ class Supervisor:
             answer, delta = await self._in_store(work)
         except service.Rejected as rejected:
             raise ControlError(rejected.code, str(rejected)) from None
-        except (StoreError, OSError) as error:
+        except StoreError as error:
             raise ControlError("store", str(error)) from None
         if delta is None:  # it was so already; but what made it so may still be on its way to a worker
             return answer | {"everywhere": await self._keys.everywhere(self._keys.table.generation, SPREAD_WITHIN)}
