@@ -51,7 +51,7 @@ from dgproxy.store.service import (
 )
 
 MAX_HELD: Final = 256 * 1024 * 1024  # bytes of one import
-IDLE: Final = 30.0  # seconds without a part after which an import is taken for abandoned
+IDLE: Final = 10.0  # seconds without a part after which an import is taken for abandoned
 IN_ONE_DELTA: Final = 500  # changed keys; with more, workers get a new table instead
 _MOST_NUMBERED: Final = 100_000  # of one name
 

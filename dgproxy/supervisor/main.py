@@ -5,10 +5,12 @@ own); what can fail at start fails before the first worker is up, with one line 
 """
 
 import asyncio
+import gc
 import os
 import resource
 import signal
 import socket
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -42,6 +44,7 @@ READY_WITHIN: Final = 60.0  # seconds for the first workers
 MOST_ROWS: Final = 2000  # of streams.list, so that they fit a line of the control socket
 SPREAD_WITHIN: Final = 1.0  # seconds for a change to be everywhere (spec part 3)
 _LOCK_WITHIN: Final = 0.0
+_SWITCH: Final = 0.0005  # seconds that the store's thread keeps the interpreter when the loop wants it; 5 ms by default
 
 
 class CannotStart(Exception):  # noqa: N818
@@ -134,6 +137,8 @@ class Supervisor:
                     self._loop, listeners, self._greet, self._on_message, self._on_death, self._on_failed_start
                 )
                 self._workers.start()
+                gc.collect()
+                gc.freeze()  # as in the workers: else each collection looks at all that start-up made, for 15 ms
                 await self._serve()
             finally:
                 if control is not None:
@@ -528,6 +533,7 @@ def run(config: Config) -> None:
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    sys.setswitchinterval(_SWITCH)
     with (
         lock(Path(config.state.directory), _LOCK_WITHIN),
         asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,

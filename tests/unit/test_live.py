@@ -180,6 +180,22 @@ def test_a_change_of_a_key_that_has_nothing_in_flight_changes_nothing(live: Live
     assert loop.armed == 0
 
 
+@pytest.mark.parametrize(("delta", "refusal"), CHANGES.values(), ids=CHANGES)
+def test_a_whole_new_table_is_judged_as_a_change_of_every_key(
+    live: Live, loop: Loop, delta: Delta, refusal: Refusal | None
+) -> None:
+    own = in_flight(live, loop, record(), 3)
+    (other,) = in_flight(live, loop, record(TWO))
+    table = {changed.id: changed for changed in (record(TWO), *delta.records)}
+    live.renew(table.get)
+    assert [one.reasons for one in own] == [set() if refusal is None else {refusal}] * 3
+    assert other.cuts == []
+    loop.wall += 2 * 86_400
+    live.tick()
+    expiring = any(changed.expires for changed in delta.records)
+    assert [bool(one.cuts) for one in own] == [refusal is not None or expiring] * 3
+
+
 def test_what_ends_while_it_is_cut_keeps_nothing_else_from_being_cut(live: Live, loop: Loop) -> None:
     key = record()
     held = in_flight(live, loop, key, 5)
