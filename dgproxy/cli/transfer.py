@@ -168,7 +168,7 @@ def _say(
     if exposed:
         click.echo(f"dgproxy: {path} holds keys and others can read it; chmod 600", err=True)
     if not dry_run:
-        click.echo(f"dgproxy: {path} still holds the keys; remove it when their clients are over", err=True)
+        click.echo(f"dgproxy: {path} still holds the keys; delete it when it is not needed any more", err=True)
 
 
 def _findings(rows: list[dict[str, Any]]) -> Iterator[Finding]:

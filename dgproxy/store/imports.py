@@ -156,7 +156,7 @@ class Imports:
         """
         theirs = _arguments(args, _Begin).pepper_id
         if theirs not in {None, pepper.id}:
-            what = f"its digests were made with the pepper {theirs}, and this store's is {pepper.id}"
+            what = f"the file's digests were made with the pepper {theirs}, and this store's is {pepper.id}"
             raise Rejected("other_pepper", f"{what}; bring keys.pepper_file along, or import the keys themselves")
         self.expire()
         if self._one is not None:

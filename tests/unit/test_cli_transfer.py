@@ -87,7 +87,7 @@ def test_people_read_what_happens_to_each_key_and_what_is_left_to_do(place: Plac
     assert (done.exit_code, place.names()) == (0, ["App", "Batch"])
     for said in ("created (disabled)", place.records()[0].id, "2 created\n"):
         assert said in done.stdout
-    assert done.stderr == f"dgproxy: {file} still holds the keys; remove it when their clients are over\n"
+    assert done.stderr == f"dgproxy: {file} still holds the keys; delete it when it is not needed any more\n"
     again = place.run("import", file)
     assert again.stdout == "2 unchanged\n"
     file = place.file(ROWS.replace("TRUE", "false"), mode=0o644)
@@ -275,5 +275,5 @@ def test_an_export_comes_back_as_it_went(place: Place) -> None:
     place.store.unlink()
     result = place.run("import", out)
     assert result.exit_code == 1
-    assert "its digests were made with the pepper" in result.stderr
+    assert "the file's digests were made with the pepper" in result.stderr
     assert result.stderr.count("\n") == 1
