@@ -1,10 +1,14 @@
 """Keys of other systems, as their holders meet them: they work as they did, at once, everywhere (spec parts 3, 5)."""
 
 import asyncio
+import contextlib
 import json
 import shutil
+import sqlite3
 import ssl
 import stat
+import subprocess
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +20,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from tests.support.clients import Answer, assert_refusal, request
 from tests.support.logs import SECRETS, mentions, parse
-from tests.support.proxy import Proxy, dgproxy
+from tests.support.proxy import DGPROXY, Proxy, dgproxy
 
 # What is shown here is the proxy's own; one upstream is enough.
 pytestmark = pytest.mark.parametrize("upstream_process", ["standin"], indirect=True)
@@ -214,3 +218,76 @@ def test_an_export_moves_the_keys_to_another_machine_that_has_the_pepper_and_to_
         assert "were made with the pepper" in done.stderr
         assert stranger.ask("keys", "list") == []
         assert_refusal(ask(stranger, FORMS["Token"](native)), 401, "INVALID_AUTH")
+
+
+def test_an_import_that_the_proxys_death_breaks_off_is_there_whole_or_not_at_all(
+    new_proxy: NewProxy, tmp_path: Path
+) -> None:
+    many = 20_000
+    rows = "".join(f"client {number},{uuid.uuid4().hex}\n" for number in range(many))
+    file = written(tmp_path / "keys.csv", f"name,key\n{rows}")
+    command = [*DGPROXY, "keys", "import", str(file), "--json"]
+    proxy = new_proxy()
+    found = []
+    for at in (1, 3):  # MB of it in SQLite's journal
+        proxy.start(key=False)
+        importing = subprocess.Popen(
+            [*command, "-c", str(proxy.config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        wal = proxy.directory / "state" / "keys.db-wal"
+        before = wal.stat().st_size
+        while importing.poll() is None and wal.stat().st_size < before + at * 1_000_000:
+            time.sleep(0.001)
+        proxy.kill()
+        said, told = importing.communicate(timeout=60)
+        left = stored(proxy)
+        assert left in {0, many}
+        if importing.returncode:  # it can't know; else it was done before the end came
+            assert (said, told.count("\n")) == ("", 1), told
+        else:
+            assert left == many
+        found.append(left)
+        if left:
+            break
+    with proxy:
+        told = proxy.ask("keys", "import", str(file))
+        assert told["counts"]["created" if not found[-1] else "unchanged"] == many
+        assert_works_everywhere(proxy, SECRETS.add(rows.splitlines()[-1].partition(",")[2]))
+
+
+def stored(proxy: Proxy) -> int:
+    """How many keys the store of a proxy has that is not running, as SQLite alone sees it."""
+    with contextlib.closing(sqlite3.connect(proxy.directory / "state" / "keys.db")) as db:
+        (count,) = db.execute("SELECT count(*) FROM keys").fetchone()
+    return int(count)
+
+
+def test_two_imports_at_once_are_one_after_the_other_or_told_so(new_proxy: NewProxy, tmp_path: Path) -> None:
+    files = [
+        written(
+            tmp_path / f"{name}.csv",
+            "name,key\n" + "".join(f"{name} {number},{uuid.uuid4().hex}\n" for number in range(3000)),
+        )
+        for name in "ab"
+    ]
+    with new_proxy() as proxy:
+        running = [
+            subprocess.Popen(
+                [*DGPROXY, "keys", "import", str(file), "--json", "-c", str(proxy.config)],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for file in files
+        ]
+        done = []
+        for one in running:
+            said, told = one.communicate(timeout=60)
+            if one.returncode:
+                assert (said, told) == ("", "dgproxy: another import is under way; try again when it is done\n")
+            else:
+                assert json.loads(said)["counts"]["created"] == 3000
+                done.append(one)
+        assert done
+        listed = proxy.ask("keys", "list")
+        assert len(listed) == 1 + 3000 * len(done)
