@@ -15,6 +15,7 @@ Rules of this file:
 import enum
 import os
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final
@@ -125,7 +126,7 @@ class _Import:
 
     number: str
     touched: float
-    held: list[bytes] = field(default_factory=list)
+    held: deque[bytes] = field(default_factory=deque)
     entries: int = 0
     size: int = 0
     rows: list[bytes] | None = None  # JSON lists of Row
@@ -213,8 +214,8 @@ class Imports:
         made: int | None = None
         try:
             with store.bulk("import", uid, int(now)) as bulk:
-                for page in one.held:
-                    rows = [job.settle(bulk, held) for held in _held(page)]
+                while one.held:  # let go of piece by piece, for the same reason as they are pieces
+                    rows = [job.settle(bulk, held) for held in _held(one.held.popleft())]
                     one.rows += _pages([row for row in rows if row.outcome is not Outcome.UNCHANGED])
                 applied = not given.dry_run and (given.skip_bad or not job.counts[Outcome.BAD])
                 if not applied:
@@ -226,7 +227,6 @@ class Imports:
             if made is not None:
                 os.close(made)
             raise
-        one.held.clear()
         one.touched = self._clock()
         answer = {"applied": applied, "counts": job.counts, "pages": len(one.rows), "generation": store.generation()}
         if not applied or not bulk.changed:

@@ -198,7 +198,7 @@ class KeyStore:
             self._db.execute("UPDATE store SET generation = generation + 1")
             self._db.executemany(
                 "INSERT INTO audit (at, uid, action, key_id, generation) SELECT ?, ?, ?, ?, generation FROM store",
-                [(now, uid, action, key_id) for key_id in changed],
+                ((now, uid, action, key_id) for key_id in changed),
             )
 
 
