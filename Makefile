@@ -11,13 +11,14 @@ FUZZ_SECONDS ?= 300
 FUZZ         ?=
 
 .DEFAULT_GOAL := help
+unexport PYTHONHOME PYTHONPATH # meant for another Python than the environment's
 .PHONY: help demo install dev test lint types contracts check docs clients fuzz differential sanitize ci-long lock clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## the whole thing on this machine: CA, stand-in Deepgram, proxy, the official SDK
-	@exec $(BIN)/dgproxy demo $(ARGS)
+	@exec $(BIN)/python -m dgproxy demo $(ARGS)
 
 test: dev check ## every test, with lint, types and import contracts
 	$(BIN)/python -m pytest $(ARGS)
@@ -59,27 +60,21 @@ dev: $(VENV)/.dev $(VENV)/.clients-python $(VENV)/.clients-javascript ## a virtu
 
 install: $(VENV)/.demo
 
-# The locks hold exact versions with hashes, wheels only. dgproxy's own native pump is compiled where there is a compiler.
-$(VENV)/.python:
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else f"dgproxy needs Python 3.11 or newer; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.11 $(MAKECMDGOALS)")'
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) has no venv and pip; on Debian: apt install python3-venv"; exit 1; }
-	@$(PYTHON) -m venv $(VENV)
-	@touch $@
+# The locks hold exact versions with hashes, wheels only; dgproxy's own native pump is compiled where there is a compiler.
+# A Python that went away makes all anew.
+INSTALL = command -v $(PYTHON) >/dev/null || { echo "dgproxy: there is no $(PYTHON); install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }; \
+	DGPROXY_GOALS="$(MAKECMDGOALS)" exec $(PYTHON) deploy/install.py --venv $(VENV)
 
-$(VENV)/.demo: $(VENV)/.python $(LOCK)/demo.txt pyproject.toml $(NATIVE)
-	@echo "Installing dgproxy into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r $(LOCK)/demo.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+$(BIN)/python:
 
-$(VENV)/.dev: $(VENV)/.python $(LOCK)/dev.txt pyproject.toml $(NATIVE)
-	@echo "Installing dgproxy and what its tests need into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r $(LOCK)/dev.txt
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@ $(VENV)/.demo
+$(VENV)/.demo: $(LOCK)/demo.txt pyproject.toml $(NATIVE) $(BIN)/python
+	@$(INSTALL) demo
+
+$(VENV)/.dev: $(LOCK)/dev.txt pyproject.toml $(NATIVE) $(BIN)/python
+	@$(INSTALL) dev
 
 # Deepgram's older SDKs, which could not live in one environment with the current one. Each is 50 MB.
-$(VENV)/.clients-python: $(VENV)/.python $(wildcard tests/clients/python/requirements-*.txt)
+$(VENV)/.clients-python: $(VENV)/.dev $(wildcard tests/clients/python/requirements-*.txt)
 	@echo "Installing Deepgram's older Python SDKs into $(VENV)/clients ..."
 	@set -e; install() { \
 	  $(PYTHON) -m venv $(VENV)/clients/python-$$1; \
@@ -99,9 +94,7 @@ $(VENV)/.clients-javascript: $(VENV)/.dev $(addprefix tests/clients/javascript/,
 # 130 MB that only fuzzing needs, hence on top of the rest and not in it.
 $(VENV)/.fuzz: $(VENV)/.dev $(LOCK)/fuzz.txt
 	@$(BIN)/python -c 'import platform as p, sys; sys.exit(0 if (p.system(), p.machine()) == ("Linux", "x86_64") and sys.version_info < (3, 14) else "atheris, the fuzzer, is built for CPython 3.11 to 3.13 on Linux x86-64 only")'
-	@echo "Installing the fuzzer into $(VENV) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --only-binary :all: --require-hashes -r $(LOCK)/fuzz.txt
-	@touch $@
+	@$(INSTALL) fuzz
 
 lock: $(VENV)/.dev ## renew the locks (needs uv)
 	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet pyproject.toml -o $(LOCK)/run.txt

@@ -1,5 +1,35 @@
-"""`python -m dgproxy`."""
+"""`python -m dgproxy`: also from a clone that nothing was installed for, and by a Python that is too old.
 
-from dgproxy.cli import main
+Rule of this file: every Python since 3.6 parses it, so that an old one can be told so.
+"""
+
+import sys
+from pathlib import Path
+
+
+def _here() -> str:
+    """What to type where this stands, for the same to work."""
+    clone = Path(__file__).absolute().parent.parent
+    words = " ".join(sys.argv[1:])
+    if (clone / ".venv" / "bin" / "dgproxy").exists():
+        return f".venv/bin/dgproxy {words}".rstrip()
+    if (clone / "deploy" / "install.py").exists():
+        return f"make demo, or without make: python3 deploy/install.py && .venv/bin/dgproxy {words or 'demo'}"
+    return "pip install 'dgproxy[demo]'"
+
+
+if not sys.platform.startswith("linux"):
+    sys.exit(f"dgproxy: runs on Linux, and this is {sys.platform}. Try it in a Linux container or virtual machine.")
+if sys.version_info < (3, 11):  # noqa: UP036 - who comes here may well be older
+    sys.exit(
+        f"dgproxy: needs Python 3.11 or newer, and {sys.executable} is {sys.version.split()[0]}. "
+        f"Try another, like: python3.11 -m dgproxy {' '.join(sys.argv[1:])}".rstrip()
+    )
+try:
+    from dgproxy.cli import main
+except ModuleNotFoundError as error:
+    if not error.name or error.name.split(".")[0] == "dgproxy":
+        raise
+    sys.exit(f"dgproxy: {error.name} is not installed for {sys.executable}. Try: {_here()}")
 
 main()
