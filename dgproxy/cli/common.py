@@ -1,5 +1,6 @@
 """What every command has: where its configuration is, whether to answer in JSON, and how to answer and to fail."""
 
+import shlex
 import sys
 from typing import Any, Final, NoReturn
 
@@ -35,3 +36,9 @@ def fail(message: str, exit_code: int = 1) -> NoReturn:
     """Ends the command with its last word on stderr."""
     click.echo(f"dgproxy: {message.encode(errors='replace').decode()}", err=True)
     raise SystemExit(exit_code)
+
+
+def own_name() -> str:
+    """This program, as it was called: what a line to paste begins with."""
+    called = sys.argv[0]
+    return f"{shlex.quote(sys.executable)} -m dgproxy" if called.endswith("__main__.py") else shlex.quote(called)

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from dgproxy import bootstrap
 from dgproxy.access.keys import Pepper
-from dgproxy.cli.common import config_option, emit, fail, json_option
+from dgproxy.cli.common import config_option, emit, fail, json_option, own_name
 from dgproxy.config import (
     FILE_SIZE,
     Config,
@@ -65,13 +65,14 @@ def init(*, directory: Path, listen: str, upstream: str, as_json: bool) -> None:
 
 
 def _next_steps(made: bootstrap.Paths) -> Text:
+    dgproxy = own_name()
     return Text(
         f"Made {made.directory}/ with dgproxy.toml, certs/ (a local CA: give ca.pem to clients) and state/.\n"
         f"Keep a copy of {made.pepper}: without it every key is lost.\n"
         "\n"
         "Next:\n"
-        f"  dgproxy keys create --name first -c {made.config}\n"
-        f"  dgproxy run -c {made.config}"
+        f"  {dgproxy} keys create --name first -c {made.config}\n"
+        f"  {dgproxy} run -c {made.config}"
     )
 
 

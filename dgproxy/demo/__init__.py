@@ -9,6 +9,7 @@ create`, and then is a client: the official SDK over HTTPS and WSS, a request wi
 | `children` | the two processes that serve, and commands that are run to their end |
 | `client` | what a client does: needs the official SDK, and is imported last |
 | `paste` | the lines to paste |
+| `live`, `listen.mjs` | programs of their own, which the lines run: copied into the directory, imported by nobody |
 | `show` | what is printed |
 | `story` | the whole, from top to bottom |
 """

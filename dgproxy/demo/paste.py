@@ -1,6 +1,5 @@
-"""The lines to paste into a shell, in the directory where the demo was started."""
+"""The lines to paste into a shell, in the directory where the demo was started: each whole by itself, for any shell."""
 
-import json
 import os
 import shlex
 import shutil
@@ -14,59 +13,77 @@ from dgproxy.demo.place import Place
 PROXY_VARIABLES: Final = tuple(
     variable for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY") for variable in (name, name.lower())
 )
+_NO_PROXY: Final = "NO_PROXY='*' no_proxy='*' "
+
+_HANDSHAKE: Final = " ".join(  # of a WebSocket: RFC 6455 4.1
+    f"-H '{header}'"
+    for header in (
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==",
+    )
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Paste:
-    """Lines to paste, and what they do."""
+    """A line or lines to paste, each by itself, and what they do."""
 
     title: str
-    text: str
+    lines: tuple[str, ...]
 
 
-def pastes(place: Place, url: str, key: str, proxied: tuple[str, ...]) -> list[Paste]:
-    """What to try. `proxied`: the proxy variables that the user's shell has; they would lead these requests astray."""
-    ca, config = _word(_relative(place.ca)), _word(_relative(place.config))
-    audio = str(_relative(place.audio))
-    data = _word(f"@{audio}")
+def pastes(place: Place, url: str, key: str, proxied: bool) -> list[Paste]:  # noqa: FBT001 - one of its facts
+    """What to try while it runs. `proxied`: the user's shell has a proxy, which would lead these requests astray."""
+    ca, audio = _word(place.ca), _word(place.audio)
+    config = f"-c {_word(place.config)}"
     bypass = " --noproxy '*'" if proxied else ""
-    without = f"env {' '.join(f'-u {name}' for name in proxied)} " if proxied else ""
     curl = f"curl{bypass} --cacert {ca}"
-    post = f"-H 'Content-Type: audio/wav' --data-binary {data} {url}/v1/listen"
-    live = url.replace("https", "wss", 1)
-    dgproxy = _dgproxy()
+    post = f"-H 'Content-Type: audio/wav' --data-binary {_word(place.audio, '@')} {url}/v1/listen"
+    direct = _NO_PROXY if proxied else ""
+    sdk = f"{_word(place.live)} {url} {audio}"
+    python = f"{direct}SSL_CERT_FILE={ca} DEEPGRAM_API_KEY={{}} {_python()} {sdk}"
+    dgproxy = command()
+    create = f"{dgproxy} keys create --name one-$(date +%s) --streams 1 --json {config}"
+    limited = f"$({create} | grep -o 'dgp_[^\"]*')"
     return [
-        Paste("A file over HTTPS, with curl:", f"{curl} -H 'Authorization: Token {key}' {post}"),
-        Paste("A key that is none:", f"{curl} -i -H 'Authorization: Token not-a-key' {post}"),
+        Paste("A file over HTTPS; put your own in its place:", (f"{curl} -H 'Authorization: Token {key}' {post}",)),
+        Paste("A live stream with the official Python SDK, until Ctrl-C:", (python.format(key),)),
         Paste(
-            "A stream over WSS, with the official Python SDK:",
-            f"""\
-{without}SSL_CERT_FILE={ca} {_python()} - <<'EOF'
-from deepgram import DeepgramClient, DeepgramClientEnvironment
-proxy = DeepgramClientEnvironment(base="{url}", production="{live}", agent="{live}", agent_rest="{url}")
-client = DeepgramClient(api_key="{key}", environment=proxy)
-with client.listen.v1.connect(model="nova-3") as live:
-    live.send_media(open({audio!r}, "rb").read())
-    live.send_close_stream()
-    for message in live:
-        if message.type == "Results":
-            print(message.channel.alternatives[0].transcript)
-EOF""",
+            "Without a key, a file and a stream are both refused:",
+            (
+                f"{curl} -i {post}",
+                f"{curl} -i --http1.1 {_HANDSHAKE} {url}/v1/listen",
+            ),
         ),
         Paste(
-            "A file over HTTPS, with the official JavaScript SDK (npm install @deepgram/sdk@5):",
-            f"""\
-{without}NODE_EXTRA_CA_CERTS={ca} node --input-type=module - <<'EOF'
-import {{ readFileSync }} from "node:fs";
-import {{ DeepgramClient }} from "@deepgram/sdk";
-const client = new DeepgramClient({{ apiKey: "{key}", baseUrl: "{url}" }});
-const audio = readFileSync({json.dumps(audio)});
-const heard = await client.listen.v1.media.transcribeFile(audio, {{ model: "nova-3" }});
-console.log(heard.results.channels[0].alternatives[0].transcript);
-EOF""",
+            "A key for one stream at a time, and two streams with it: one gets 429:",
+            (f"{python.format(limited)} 2",),
         ),
-        Paste("The keys, and what the proxy does:", f"{dgproxy} keys list -c {config}\n{dgproxy} status -c {config}"),
+        Paste(
+            "A file with the official JavaScript SDK, on Node 18 or newer:",
+            (
+                f"npm install --silent --prefix {_word(place.directory)} @deepgram/sdk@5",
+                f"{direct}NODE_EXTRA_CA_CERTS={ca} DEEPGRAM_API_KEY={key} node {_word(place.script)} {url} {audio}",
+            ),
+        ),
+        Paste(
+            "Its keys, what it does and what is in flight, and whether its configuration is sound:",
+            tuple(f"{dgproxy} {words} {config}" for words in ("keys list", "status", "streams list", "check")),
+        ),
+        Paste(
+            "At last, revoke the key; what it has in flight is ended within a second:",
+            (f"{dgproxy} keys revoke {key.split('_')[1]} {config}",),
+        ),
     ]
+
+
+def next_step() -> Paste:
+    """What comes after the demo."""
+    return Paste(
+        "For your own container on http://127.0.0.1:8080 (elsewhere: --upstream URL):", (f"{command()} init ~/dgproxy",)
+    )
 
 
 def proxy_variables() -> tuple[str, ...]:
@@ -74,30 +91,34 @@ def proxy_variables() -> tuple[str, ...]:
     return tuple(name for name in PROXY_VARIABLES if os.environ.get(name))
 
 
-def _dgproxy() -> str:
-    """The command as this shell can call it: by name only where that is this very one."""
+def command() -> str:
+    """`dgproxy` as this shell can call it: by name only where that is this very one."""
     own = Path(sys.executable).with_name("dgproxy")
-    if not own.exists():
+    if not _starts_this_python(own):
         return f"{_python()} -m dgproxy"
-    return "dgproxy" if _found("dgproxy") == own else _word(_relative(own))
+    return "dgproxy" if _found("dgproxy") == own else _word(own)
+
+
+def _starts_this_python(script: Path) -> bool:
+    """Whether it is there, and its first lines name this Python: in an environment that was moved they do not."""
+    try:
+        return os.fsencode(sys.executable) in script.read_bytes()[:4096]
+    except OSError:
+        return False
 
 
 def _python() -> str:
     own = Path(sys.executable)
-    return "python" if _found("python") == own.with_name("python") else _word(_relative(own))
+    return "python" if _found("python") == own.with_name("python") else _word(own)
 
 
-def _found(command: str) -> Path | None:
-    path = shutil.which(command)
+def _found(name: str) -> Path | None:
+    path = shutil.which(name)
     return Path(path).absolute() if path else None
 
 
-def _relative(path: Path) -> Path:
-    """From here where it is below, else absolute."""
+def _word(path: Path, before: str = "") -> str:
+    """A path as a shell's word: from here where it is below, else absolute."""
     path = path.absolute()
     here = Path.cwd()
-    return path.relative_to(here) if path.is_relative_to(here) else path
-
-
-def _word(text: Path | str) -> str:
-    return shlex.quote(str(text))
+    return shlex.quote(f"{before}{path.relative_to(here) if path.is_relative_to(here) else path}")

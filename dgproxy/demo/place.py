@@ -5,6 +5,7 @@ told; what an earlier demo left (CA, keys, settings that its user changed) stays
 """
 
 import contextlib
+import datetime as dt
 import errno
 import fcntl
 import ipaddress
@@ -12,7 +13,7 @@ import json
 import os
 import re
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -26,6 +27,7 @@ from dgproxy.config import Listen
 WORKERS: Final = 2  # enough to show that they share the work, and quick to start on any machine
 ADMIN: Final = ("127.0.0.1", 9464)  # admin.listen's default; another port where this one is taken
 
+_TCP_LISTEN: Final = "0A"  # include/net/tcp_states.h
 _MARKER: Final = "README.txt"
 _MADE_BY: Final = "Made by `dgproxy demo`."
 _README: Final = f"""\
@@ -35,6 +37,7 @@ dgproxy.toml   the proxy's configuration: every setting, with a comment each
 certs/         a local CA (ca.pem is what clients must trust) and the proxy's certificate
 state/         the keys, as digests; the control socket while the proxy runs
 listen.wav     the audio that was sent
+live.py        streams it with the official Python SDK; listen.mjs posts it with the JavaScript one
 proxy.log      what the proxy said in the last demo, a JSON object a line
 standin.log    what the stand-in Deepgram said
 
@@ -68,6 +71,16 @@ class Place:
         """The bundled WAV's copy."""
         return self.directory / "listen.wav"
 
+    @property
+    def live(self) -> Path:
+        """The program that streams."""
+        return self.directory / "live.py"
+
+    @property
+    def script(self) -> Path:
+        """The JavaScript program that posts."""
+        return self.directory / "listen.mjs"
+
     def log(self, name: str) -> Path:
         """Where a child's words go."""
         return self.directory / f"{name}.log"
@@ -87,15 +100,24 @@ def host_to_dial(listen: Listen) -> str:
     return f"[{address}]" if address.version == 6 else str(address)  # noqa: PLR2004 - IPv6
 
 
-def refuse_taken(wanted: Mapping[str, Listen]) -> None:
-    """DemoError unless each address (by the option that names it) can be listened on."""
+def refuse_taken(wanted: Mapping[str, Listen], retry: Callable[[str], str]) -> None:
+    """DemoError unless each address (by the option that names it) can be listened on.
+
+    `retry` makes the line to type with an option.
+    """
     with contextlib.ExitStack() as probes:
         for option, listen in wanted.items():
             try:
                 probes.enter_context(_bound(listen.host, listen.port))
             except OSError as error:
-                why = f"port {listen.port} is taken" if error.errno == errno.EADDRINUSE else error.strerror
-                raise DemoError(f"cannot listen on {listen}: {why}; choose another with {option} HOST:PORT") from None
+                if error.errno != errno.EADDRINUSE:
+                    why = f"cannot listen on {listen}: {error.strerror}"
+                    raise DemoError(f"{why}; choose another with {option} HOST:PORT") from None
+                free = Listen("tcp", listen.host, _free_port(listen.host, listen.port))
+                raise DemoError(
+                    f"cannot listen on {listen}: port {listen.port} is taken{_by_whom(listen.port)}; "
+                    f"choose another with {option} HOST:PORT, like: {retry(f'{option} {free}')}"
+                ) from None
 
 
 def _bound(host: str, port: int) -> socket.socket:
@@ -108,6 +130,37 @@ def _bound(host: str, port: int) -> socket.socket:
         probe.close()
         raise
     return probe
+
+
+def _free_port(host: str, taken: int) -> int:
+    for port in range(taken + 1, min(taken + 100, 65_536)):
+        with contextlib.suppress(OSError), _bound(host, port):
+            return port
+    with _bound(host, 0) as probe:
+        return int(probe.getsockname()[1])
+
+
+def _by_whom(port: int) -> str:
+    """Who listens on a port, as " by NAME (pid N)"; "" where /proc does not tell us."""
+    listening = {f"socket:[{inode}]" for inode in _listening(port)}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it ended, or is another user's
+            if any(str(fd.readlink()) in listening for fd in (process / "fd").iterdir()):
+                return f" by {(process / 'comm').read_text().strip()} (pid {process.name})"
+    return ""
+
+
+def _listening(port: int) -> set[str]:
+    """The inodes of the sockets that listen on a port."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in Path("/proc/net", table).read_text().splitlines()[1:]:
+                # sl local_address rem_address st tx_queue:rx_queue tr:tm->when retrnsmt uid timeout inode: proc(5)
+                _, local, _, state, _, _, _, _, _, inode, *_ = line.split()
+                if state == _TCP_LISTEN and int(local.rpartition(":")[2], 16) == port:
+                    found.add(inode)
+    return found
 
 
 def _admin_address() -> str:
@@ -171,7 +224,8 @@ def prepare(directory: Path, listen: Listen, upstream: str) -> Place:
     else:
         _check_certificate(place, listen)
     _set(place.config, addresses)
-    place.audio.write_bytes(resources.files("dgproxy.data").joinpath("listen.wav").read_bytes())
+    for path, package in ((place.audio, "dgproxy.data"), (place.live, "dgproxy.demo"), (place.script, "dgproxy.demo")):
+        path.write_bytes(resources.files(package).joinpath(path.name).read_bytes())
     return place
 
 
@@ -183,6 +237,12 @@ def _check_certificate(place: Place, listen: Listen) -> None:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (OSError, ValueError, x509.ExtensionNotFound) as error:
         raise DemoError(f"{path}: {error}; remove {place.directory}, and the demo makes it anew") from None
+    now, first, last = dt.datetime.now(dt.UTC), certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    if not first <= now <= last:
+        raise DemoError(
+            f"{path} is valid from {first:%Y-%m-%d} to {last:%Y-%m-%d}, and the clock says {now:%Y-%m-%d}; "
+            f"set it right, or remove {place.directory}, and the demo makes it anew"
+        )
     known = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
     if host not in known:
         raise DemoError(

