@@ -12,7 +12,7 @@ FUZZ         ?=
 
 .DEFAULT_GOAL := help
 unexport PYTHONHOME PYTHONPATH # meant for another Python than the environment's
-.PHONY: help demo install dev test lint types contracts check docs clients fuzz differential sanitize ci-long lock clean
+.PHONY: help demo install dev test lint types contracts check docs clients fuzz differential sanitize ci-long recording lock clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -95,6 +95,9 @@ $(VENV)/.clients-javascript: $(VENV)/.dev $(addprefix tests/clients/javascript/,
 $(VENV)/.fuzz: $(VENV)/.dev $(LOCK)/fuzz.txt
 	@$(BIN)/python -c 'import platform as p, sys; sys.exit(0 if (p.system(), p.machine()) == ("Linux", "x86_64") and sys.version_info < (3, 14) else "atheris, the fuzzer, is built for CPython 3.11 to 3.13 on Linux x86-64 only")'
 	@$(INSTALL) fuzz
+
+recording: dev ## docs/demo.txt and docs/demo.cast anew: `make demo` from a clone of what is committed
+	$(BIN)/python -m tests.support.recording
 
 lock: $(VENV)/.dev ## renew the locks (needs uv)
 	uv pip compile --universal --python-version 3.11 --upgrade --generate-hashes --no-header --no-annotate --no-emit-index-url --quiet pyproject.toml -o $(LOCK)/run.txt

@@ -3,6 +3,7 @@
 Rule of this file: every Python since 3.6 parses it, so that an old one can be told so.
 """
 
+import signal
 import sys
 from pathlib import Path
 
@@ -25,11 +26,14 @@ if sys.version_info < (3, 11):  # noqa: UP036 - who comes here may well be older
         f"dgproxy: needs Python 3.11 or newer, and {sys.executable} is {sys.version.split()[0]}. "
         f"Try another, like: python3.11 -m dgproxy {' '.join(sys.argv[1:])}".rstrip()
     )
+interrupt = signal.getsignal(signal.SIGINT)
+if interrupt is signal.default_int_handler:  # and not ignored, which is the wish of who started us
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing runs yet that a Ctrl-C would have to end in order
 try:
     from dgproxy.cli import main
 except ModuleNotFoundError as error:
     if not error.name or error.name.split(".")[0] == "dgproxy":
         raise
     sys.exit(f"dgproxy: {error.name} is not installed for {sys.executable}. Try: {_here()}")
-
+signal.signal(signal.SIGINT, interrupt)
 main()
