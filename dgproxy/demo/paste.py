@@ -69,11 +69,11 @@ def pastes(place: Place, url: str, key: str, proxied: bool) -> list[Paste]:  # n
             ),
         ),
         Paste(
-            "Its keys, what it does and what is in flight, and whether its configuration is sound:",
+            "Its keys, what it does, what is in flight, and whether its configuration is sound:",
             tuple(f"{dgproxy} {words} {config}" for words in ("keys list", "status", "streams list", "check")),
         ),
         Paste(
-            "At last, revoke the key; what it has in flight is ended within a second:",
+            "Revoke the key: what it has in flight ends within a second, a live stream too:",
             (f"{dgproxy} keys revoke {key.split('_')[1]} {config}",),
         ),
     ]
@@ -82,7 +82,8 @@ def pastes(place: Place, url: str, key: str, proxied: bool) -> list[Paste]:  # n
 def next_step() -> Paste:
     """What comes after the demo."""
     return Paste(
-        "For your own container on http://127.0.0.1:8080 (elsewhere: --upstream URL):", (f"{command()} init ~/dgproxy",)
+        "Next, for your own container on http://127.0.0.1:8080 (elsewhere: --upstream URL):",
+        (f"{command()} init ~/dgproxy",),
     )
 
 

@@ -67,14 +67,18 @@ class Show:
             yield move
 
     def pastes(self, title: str, pastes: Sequence[Paste]) -> None:
-        """Lines to paste, each at the left edge and unbroken, under what they do."""
+        """Lines to paste, under a title for all of them."""
         self._print(Text(f"  {title}", "bold"))
         for paste in pastes:
             self.gap()
-            self._print(Text(f"  {paste.title}", "dim"))
-            for line in paste.lines:
-                self._print(Text(line))
+            self.paste(paste)
         self.gap()
+
+    def paste(self, paste: Paste) -> None:
+        """Lines to paste, each at the left edge and unbroken, under what they do."""
+        self._print(Text(f"  {paste.title}", "dim"))
+        for line in paste.lines:
+            self._print(Text(line))
 
     def last(self, text: str) -> None:
         """A closing remark."""

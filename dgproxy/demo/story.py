@@ -82,9 +82,10 @@ async def _until_interrupted(options: Options, progress: Progress) -> None:
     except asyncio.CancelledError:
         if progress.run_complete:
             with contextlib.suppress(OSError):  # the terminal may be what went away
+                show.gap()  # the terminal's own ^C stands there
                 show.last(f"Stopped. {options.directory}/ is as it was left.")
                 show.gap()
-                show.pastes("Next", [paste.next_step()])
+                show.paste(paste.next_step())
         raise
 
 
@@ -103,7 +104,7 @@ async def _demo(options: Options, progress: Progress, show: Show) -> None:
         from dgproxy.demo import client as clients  # noqa: PLC0415 - the SDK takes its second while both start
 
         upstream = await standin.says(children.standin_url)
-        show.done(f"stand-in Deepgram on http://{upstream_host}", "it hears how long and loud")
+        show.done(f"stand-in Deepgram on http://{upstream_host}", "it tells length and loudness")
         ready = await proxy.says(children.proxy_ready)
         url = f"https://{places.host_to_dial(options.listen)}:{options.listen.port}"
         show.done(f"dgproxy on {url}", f"{counted(ready['workers'], 'worker')}, ready in {ready['start_s']:.1f} s")

