@@ -61,11 +61,15 @@ dev: $(VENV)/.dev $(VENV)/.clients-python $(VENV)/.clients-javascript ## a virtu
 install: $(VENV)/.demo
 
 # The locks hold exact versions with hashes, wheels only; dgproxy's own native pump is compiled where there is a compiler.
-# A Python that went away makes all anew.
+# A Python that went away makes all anew, and so does a clone that was moved.
 INSTALL = command -v $(PYTHON) >/dev/null || { echo "dgproxy: there is no $(PYTHON); install Python 3.11 or newer, or name one: make PYTHON=/path/to/python3 $(MAKECMDGOALS)" >&2; exit 1; }; \
 	DGPROXY_GOALS="$(MAKECMDGOALS)" exec $(PYTHON) deploy/install.py --venv $(VENV)
 
 $(BIN)/python:
+
+ifneq ($(shell cat $(VENV)/.clone 2>/dev/null),$(CURDIR))
+.PHONY: $(BIN)/python
+endif
 
 $(VENV)/.demo: $(LOCK)/demo.txt pyproject.toml $(NATIVE) $(BIN)/python
 	@$(INSTALL) demo

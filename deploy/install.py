@@ -62,6 +62,7 @@ PIP: Final = (
 )
 # Where to look, by which proxy and whose certificates to believe is the user's; where to put it is not.
 NOT_HERE: Final = ("TARGET", "PREFIX", "ROOT", "PYTHON", "NO_BINARY", "DRY_RUN", "QUIET", "VERBOSE", "REQUIRE_HASHES")
+SCARCE: Final = 1_000_000  # bytes
 TICK: Final = 0.5  # seconds between two drawings of the line that moves
 
 NO_ANSWER: Final = (
@@ -164,8 +165,10 @@ def _install(name: str, venv: Path, line: Line) -> None:
 def _environment(venv: Path) -> Path:
     """The Python of a virtual environment that works: the one that is there, or a new one."""
     python = venv / "bin" / "python"
+    clone = venv / ".clone"  # the path that its programs name: in a clone that was moved none of them starts
     works = f"import sys, pip; sys.exit(sys.version_info < {OLDEST})"
-    if python.exists() and not subprocess.call([python, "-I", "-c", works], **QUIET):
+    stays = clone.exists() and clone.read_text() == str(ROOT)
+    if stays and python.exists() and not subprocess.call([python, "-I", "-c", works], **QUIET):
         return python
     if venv.exists() and not (venv / "pyvenv.cfg").exists() and any(venv.iterdir()):
         stop(f"{venv} is there and is no virtual environment; nothing in it was touched.")
@@ -182,7 +185,8 @@ def _environment(venv: Path) -> Path:
         check=False,
     )
     if made.returncode:
-        _fail(made.stdout.decode(errors="replace"), f"{sys.executable} -m venv {venv} failed")
+        _fail(made.stdout.decode(errors="replace"), f"{sys.executable} -m venv {venv} failed", venv)
+    clone.write_text(str(ROOT))
     return python
 
 
@@ -217,7 +221,7 @@ def _pip(python: Path, arguments: list[str], log: Any, line: Line, wanted: int) 
         out.close()
     if process.returncode:
         line.clear()
-        _fail(said.decode(errors="replace"), f"pip failed; all that it said is in {log.name}")
+        _fail(said.decode(errors="replace"), f"pip failed; all that it said is in {log.name}", python.parent)
 
 
 def _progress(said: str, wanted: int) -> str:
@@ -232,8 +236,10 @@ def _progress(said: str, wanted: int) -> str:
     return f"{got} of {wanted} packages{retries}"
 
 
-def _fail(said: str, otherwise: str) -> NoReturn:
+def _fail(said: str, otherwise: str, place: Path) -> NoReturn:
     """The first fault that pip's words tell of, in ours; else its last error."""
+    if shutil.disk_usage(place if place.exists() else ".").free < SCARCE:
+        said += "No space left on device"  # not all that failed of it say so
     for pattern, words in FAULTS.items():
         match = re.search(pattern, said)
         if match is None:

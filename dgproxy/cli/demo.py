@@ -1,5 +1,6 @@
 """`dgproxy demo`."""
 
+import errno
 import importlib.metadata
 import importlib.util
 import signal
@@ -15,6 +16,7 @@ from dgproxy.demo.story import INTERRUPTED, Options, play
 
 _SDK: Final = "deepgram-sdk"
 _SDK_MAJOR: Final = "7"
+_NOT_WRITABLE: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @click.command()
@@ -51,7 +53,8 @@ def demo(*, directory: Path, listen: str, upstream_listen: str, once: bool) -> N
     except DemoError as error:
         fail(str(error))
     except OSError as error:
-        fail(f"{error.filename or directory}: {error.strerror or error}")
+        remedy = "; choose another place with --dir DIR" if error.errno in _NOT_WRITABLE else ""
+        fail(f"{error.filename or directory}: {error.strerror or error}{remedy}")
     finally:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is done: a second Ctrl-C has nothing left to stop
     raise SystemExit(code)

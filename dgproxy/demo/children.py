@@ -103,8 +103,9 @@ class Child:
         """What to say of it once it ended: how, and its last words."""
         code = self._process.returncode
         how = f"exit {code}" if code is None or code >= 0 else signal.Signals(-code).name
-        words = [line for line in self._lines() if line.startswith("dgproxy: ")]
-        last = f": {words[-1].removeprefix('dgproxy: ')}" if words else ""
+        said = [line for line in self._lines() if line.strip()]
+        words = [line for line in said if line.startswith("dgproxy: ")] or said
+        last = f": {words[-1].removeprefix('dgproxy: ')}" if words and not words[-1].startswith("{") else ""
         return DemoError(f"{self.name} ended ({how}){last}\n{self._log} has all that it said")
 
     def _lines(self) -> list[str]:

@@ -51,6 +51,7 @@ def played(directory: Path, pip: str) -> Path:
     venv = directory / "venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "pyvenv.cfg").touch()
+    (venv / ".clone").write_text(str(ROOT))
     python = venv / "bin" / "python"
     python.write_text(f'#!/bin/sh\n[ "$2" = -c ] && exit 0\n{pip}\n')
     python.chmod(0o755)
@@ -223,6 +224,28 @@ def test_make_without_python_says_so(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "dgproxy: there is no python3.77; install Python 3.11 or newer, or name one: " in done.stderr
+
+
+def test_make_installs_anew_in_a_clone_that_was_moved(tmp_path: Path) -> None:
+    venv = played(tmp_path, "exit 0")
+    (venv / ".demo").touch()
+
+    def wanted() -> list[str]:
+        done = subprocess.run(
+            ["make", "-C", str(ROOT), "-n", "install", f"VENV={venv}"],
+            capture_output=True,
+            text=True,
+            timeout=WITHIN,
+            check=True,
+        )
+        return [line for line in done.stdout.splitlines() if "install.py" in line]
+
+    assert not wanted()
+    (venv / ".clone").write_text("/elsewhere/dgproxy")
+    assert len(wanted()) == 1
+    (venv / ".clone").write_text(str(ROOT))
+    (venv / "bin" / "python").unlink()  # the system's Python was replaced
+    assert len(wanted()) == 1
 
 
 # --- stopped ---------------------------------------------------------------------------------------------------------
