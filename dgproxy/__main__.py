@@ -1,4 +1,4 @@
-"""`python -m dgproxy`: also from a clone that nothing was installed for, and by a Python that is too old.
+"""Where `dgproxy` and `python -m dgproxy` begin: also in a clone that nothing was installed for, or in an old Python.
 
 Rule of this file: every Python since 3.6 parses it, so that an old one can be told so.
 """
@@ -36,4 +36,5 @@ except ModuleNotFoundError as error:
         raise
     sys.exit(f"dgproxy: {error.name} is not installed for {sys.executable}. Try: {_here()}")
 signal.signal(signal.SIGINT, interrupt)
-main()
+if __name__ == "__main__":
+    main()

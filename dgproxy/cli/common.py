@@ -1,7 +1,9 @@
 """What every command has: where its configuration is, whether to answer in JSON, and how to answer and to fail."""
 
 import shlex
+import shutil
 import sys
+from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import msgspec
@@ -39,6 +41,9 @@ def fail(message: str, exit_code: int = 1) -> NoReturn:
 
 
 def own_name() -> str:
-    """This program, as it was called: what a line to paste begins with."""
+    """This program, as a line to paste begins: by name where the shell finds this one, else as it was called."""
     called = sys.argv[0]
-    return f"{shlex.quote(sys.executable)} -m dgproxy" if called.endswith("__main__.py") else shlex.quote(called)
+    if called.endswith("__main__.py"):
+        return f"{shlex.quote(sys.executable)} -m dgproxy"
+    found = shutil.which(Path(called).name)
+    return Path(called).name if found and Path(found).absolute() == Path(called).absolute() else shlex.quote(called)

