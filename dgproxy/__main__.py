@@ -30,11 +30,13 @@ interrupt = signal.getsignal(signal.SIGINT)
 if interrupt is signal.default_int_handler:  # and not ignored, which is the wish of who started us
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing runs yet that a Ctrl-C would have to end in order
 try:
-    from dgproxy.cli import main
+    from dgproxy.cli import start as main
 except ModuleNotFoundError as error:
     if not error.name or error.name.split(".")[0] == "dgproxy":
         raise
     sys.exit(f"dgproxy: {error.name} is not installed for {sys.executable}. Try: {_here()}")
+except (ImportError, OSError, MemoryError) as error:
+    sys.exit(f"dgproxy: cannot be loaded by {sys.executable}: {error}")
 signal.signal(signal.SIGINT, interrupt)
 if __name__ == "__main__":
     main()

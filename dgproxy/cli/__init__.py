@@ -1,11 +1,13 @@
 """The command line. Commands parse, ask and print; they decide nothing."""
 
 import sys
-from typing import Final
+from typing import Final, NoReturn
 
 import rich_click as click
 
 import dgproxy
+from dgproxy.cli import boundary
+from dgproxy.cli.boundary import Guarded
 from dgproxy.cli.demo import demo
 from dgproxy.cli.keys import keys
 from dgproxy.cli.live import status, streams
@@ -34,7 +36,7 @@ def _version(context: click.Context, _: click.Parameter, asked: bool) -> None:  
         context.exit()
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Guarded, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show it and exit.")
 def main() -> None:
     """The front door of a self-hosted Deepgram: TLS, API keys and limits before a container that has none."""
@@ -44,3 +46,8 @@ for _title, _commands in _GROUPS.items():
     main.add_panel(click.RichCommandPanel(_title, commands=[str(_command.name) for _command in _commands]))
     for _command in _commands:
         main.add_command(_command)
+
+
+def start() -> NoReturn:
+    """The whole program."""
+    boundary.start(main)
