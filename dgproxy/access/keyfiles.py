@@ -47,6 +47,7 @@ OVERRIDE_COLUMNS: Final = frozenset(
 )
 _COLUMNS: Final = frozenset({"name", "key", "enabled", "usageplanids", "plan", "expires"}) | OVERRIDE_COLUMNS
 _NOT_KEPT: Final = frozenset({"description"})  # AWS's own, for which a record has no place
+_MOST_USAGE_PLANS: Final = 100  # of one key, between single quotes
 _DELIMITERS: Final = ",;\t"
 _YES: Final = frozenset({"true", "yes", "1", "on"})
 _NO: Final = frozenset({"false", "no", "0", "off"})
@@ -310,7 +311,7 @@ def _read_csv(text: str) -> KeyFile:
 
 def _aligned(line: int, row: list[str], width: int) -> list[str]:
     """A row as wide as the head. API Gateway lets a list of usage plans stand between single quotes."""
-    if len(row) > width:
+    if width < len(row) <= width + _MOST_USAGE_PLANS:
         joined: list[str] = []
         open_ = False
         for cell in row:

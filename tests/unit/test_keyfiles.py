@@ -132,6 +132,11 @@ def test_what_is_not_kept_is_said_once_and_by_number() -> None:
 BAD_ROWS = {
     "no key": (f"name,key\nn,\nm,{KEY}\n", "has no key"),
     "too many fields": (f"name,key\nn,{OTHER},more\nm,{KEY}\n", "has 3 fields, the first line 2"),
+    "an endless list": (f"name,key\n{'x,' * 1_000_000}x\nm,{KEY}\n", "has 1000001 fields, the first line 2"),
+    "an endless list in single quotes": (
+        "name,key\n" + "'x," * 300_000 + f"x\nm,{KEY}\n",  # of which no text was made longer field by field
+        "has 300001 fields, the first line 2",
+    ),
     "enabled": (f"name,key,enabled\nn,{OTHER},{OTHER}\nm,{KEY},\n", "enabled is neither true nor false"),
     "huge field": (f"name,key\n{'x' * 20_000},{OTHER}\nm,{KEY}\n", "has a field of more than 16384 characters"),
 }
