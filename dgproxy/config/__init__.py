@@ -15,6 +15,7 @@ Rules of this package:
 | `values` | addresses, URLs, quotas: their parsers |
 | `kinds` | how each kind of value is read from TOML and written |
 | `schema` | every setting |
+| `document`, `lines` | from bytes to TOML; on which line each key stands |
 | `loading` | from a file to a Config |
 | `secrets` | pepper and private key |
 | `overrides` | what a key has in place of its plan |
@@ -23,7 +24,7 @@ Rules of this package:
 
 from dgproxy.config.findings import FILE_SIZE, ConfigError, Finding, Severity, read_file
 from dgproxy.config.kinds import CLASSES
-from dgproxy.config.loading import DEFAULT_PATHS, examine, examine_bytes, find_config, load
+from dgproxy.config.loading import DEFAULT_PATHS, examine, examine_bytes, find_config, load, locate
 from dgproxy.config.overrides import Overrides, effective, parse_overrides
 from dgproxy.config.schema import (
     SETTINGS,
@@ -81,6 +82,7 @@ __all__ = [
     "examine_bytes",
     "find_config",
     "load",
+    "locate",
     "parse_listen",
     "parse_overrides",
     "parse_url",

@@ -22,9 +22,15 @@ class Finding(msgspec.Struct, frozen=True):
     file: str
     key: str  # dotted, "" for the file as a whole
     message: str
+    line: int | None = None  # where the key stands, or the fault of the file's syntax; None: it stands nowhere
 
     def __str__(self) -> str:
-        return f"{self.file}: {self.key}: {self.message}" if self.key else f"{self.file}: {self.message}"
+        return ": ".join(part for part in (self.place, self.key, self.message) if part)
+
+    @property
+    def place(self) -> str:
+        """FILE:LINE, or FILE where no line is known."""
+        return f"{self.file}:{self.line}" if self.line else self.file
 
 
 class ConfigError(Exception):

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from dgproxy import units
 from dgproxy.config.findings import Finding
+from dgproxy.config.lines import joined
 from dgproxy.config.values import Certificate, Quota, authority, host_and_port, parse_listen, parse_url
 from dgproxy.units import Allowance, Counted, quoted
 
@@ -36,8 +37,7 @@ class Here:
 
     def at(self, name: str) -> "Here":
         """The place of a key in this table."""
-        name = name if re.fullmatch(r"[A-Za-z0-9_-]{1,64}", name) else quoted(name)
-        return replace(self, key=f"{self.key}.{name}" if self.key else name)
+        return replace(self, key=joined(self.key, name))
 
     def item(self, index: int) -> "Here":
         """The place of an item of this list."""
@@ -307,14 +307,14 @@ def _write_certificate(value: Certificate) -> str:
     return _inline({"certificate": string(value.certificate), "private_key": string(value.private_key)})
 
 
-def unknown(name: str, section: str, siblings: Sequence[str], elsewhere: Sequence[str]) -> str:
+def unknown(name: str, section: str, siblings: Sequence[str], elsewhere: Sequence[str], what: str = "key") -> str:
     """What to say of a key that does not exist: the nearest one that does, or those of its name in other places."""
-    near = difflib.get_close_matches(name[:64], siblings, 1)
+    near = difflib.get_close_matches(name[:64].lower(), siblings, 1)
     if near:
-        return f"unknown key; did you mean {section}.{near[0]}?" if section else f"unknown key; did you mean {near[0]}?"
+        return f"unknown {what}; did you mean {joined(section, near[0])}?"
     if elsewhere:
-        return f"unknown key here; did you mean {' or '.join(elsewhere)}?"
-    return f"unknown key; known here are {', '.join(siblings)}"
+        return f"unknown {what} here; did you mean {' or '.join(elsewhere)}?"
+    return f"unknown {what}; known here are {', '.join(siblings)}"
 
 
 def read_quota(found: Any, here: Here) -> Quota:

@@ -1,17 +1,20 @@
 """From a file to a Config, or to all that is wrong with it."""
 
 import contextlib
+import difflib
 import os
 import re
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import msgspec
 
+from dgproxy.config import lines
+from dgproxy.config.document import NoToml, parse
 from dgproxy.config.findings import FILE_SIZE, ConfigError, Finding, printable, read_file
 from dgproxy.config.kinds import Here, Told, worded
+from dgproxy.config.lines import joined
 from dgproxy.config.schema import DEFAULTS, PLAN, SECTIONS, SETTINGS, Config, Plan, Setting, unknown
 from dgproxy.config.values import socket_path
 from dgproxy.units import quoted
@@ -55,57 +58,45 @@ def examine_bytes(data: bytes, path: Path) -> tuple[Config | None, list[Finding]
     """The same for what is, or shall be, in this file."""
     absolute = os.path.normpath(path.absolute())
     here = Here(file=printable(path), directory=os.path.dirname(absolute), key="", findings=[])  # noqa: PTH120
-    try:
-        if printable(absolute) != absolute:
-            raise ValueError("this path is not UTF-8; move the file to one that is")  # noqa: TRY301
-        document = _parse(data)
-    except ValueError as error:
-        here.error(str(error))
+    if printable(absolute) != absolute:
+        here.error("this path is not UTF-8; move the file to one that is")
         return None, here.findings
+    try:
+        document, text = parse(data)
+    except NoToml as error:
+        return None, [Finding("error", here.file, "", str(error), error.line)]
     config = msgspec.structs.replace(_read_document(document, here), path=absolute)
     _combinations(config, here)
     _not_enforced(config, here)
     failed = any(finding.severity == "error" for finding in here.findings)
-    return None if failed else config, here.findings
+    return None if failed else config, _located(here.findings, text)
 
 
-_HINTS: Final = {
-    "Invalid value": 'text needs quotes, like level = "info"',
-    "Expected newline": 'text needs quotes, like level = "info"',
-    "Cannot overwrite": "a key or section may stand only once",
-    "Cannot declare": "a section may stand only once; put its keys together",
-    "Cannot mutate": "a table in braces is whole; put all its keys inside",
-    "Expected '='": "a line is a [section], key = value, or a # comment",
-    "Invalid statement": "a line is a [section], key = value, or a # comment",
-}
-
-
-def _parse(data: bytes) -> dict[str, Any]:
-    """The TOML document; ValueError says where it is none."""
-    if data.startswith(b"\xef\xbb\xbf"):
-        raise ValueError("line 1: begins with a byte order mark; save it as UTF-8 without one")
+def locate(findings: list[Finding], path: Path) -> list[Finding]:
+    """The findings that others have against this file's settings, each with the line of its key."""
     try:
-        text = data.decode()
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"line {line}: byte 0x{data[error.start]:02x} is not UTF-8; save the file as UTF-8") from None
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        problem, _, place = str(error).rpartition(" (at ")
-        where = place.removesuffix(")") if place.startswith("line ") else f"line {text.rstrip().count(chr(10)) + 1}"
-        hint = next((f"; {hint}" for start, hint in _HINTS.items() if problem.startswith(start)), "")
-        raise ValueError(f"{where}: {problem}{hint}") from None
-    except RecursionError:
-        raise ValueError("is nested too deeply; no setting is deeper than three tables") from None
-    except ValueError as error:  # a number of thousands of digits
-        raise ValueError(f"holds a value that is no TOML: {error}") from None
+        data, _ = read_file(str(path), FILE_SIZE)
+        return _located(findings, data.decode())
+    except ValueError:
+        return findings  # it was there a moment ago
+
+
+def _located(findings: list[Finding], text: str) -> list[Finding]:
+    """The findings, each with the line of its key."""
+    if not any(finding.key for finding in findings):
+        return findings
+    known = lines.of_keys(text)
+    return [
+        msgspec.structs.replace(finding, line=known.get(finding.key)) if finding.key else finding
+        for finding in findings
+    ]
 
 
 def _read_document(document: dict[str, Any], here: Here) -> Config:
-    for name in document:
+    for name, value in document.items():
         if name not in SECTIONS:
-            here.at(name).error(unknown(name, "", tuple(SECTIONS)))
+            what = "section" if isinstance(value, dict) else "key"
+            here.at(name).error(unknown(name, "", tuple(SECTIONS), what))
     sections: dict[str, Any] = {
         name: _read_section(getattr(DEFAULTS, name), settings, document.get(name, {}), here.at(name))
         for name, settings in SECTIONS.items()
@@ -150,7 +141,9 @@ def _read_plans(table: Any, here: Here) -> dict[str, Plan]:
         else:
             plans[name] = _read_section(Plan(), PLAN, plan, place)
     if "default" not in table:
-        here.at("default").error("is missing; every key has a plan, so add a section [plans.default] (it may be empty)")
+        near = difflib.get_close_matches("default", table, 1)
+        remedy = f"did you mean it by {joined(here.key, near[0])}?" if near else "it may be empty"
+        here.at("default").error(f"is missing; every key has a plan, so add a section [plans.default]; {remedy}")
     return plans
 
 

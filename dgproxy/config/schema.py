@@ -277,7 +277,7 @@ SECTIONS: Final[dict[str, tuple[Setting, ...]]] = {
 SETTINGS: Final[tuple[Setting, ...]] = tuple(setting for section in SECTIONS.values() for setting in section)
 
 
-def unknown(name: str, section: str, siblings: Sequence[str]) -> str:
+def unknown(name: str, section: str, siblings: Sequence[str], what: str = "key") -> str:
     """What to say of a key that does not exist there: the nearest one, or where one of its name belongs."""
     elsewhere = [setting.key.replace("*", "default") for setting in SETTINGS if setting.name == name]
-    return kinds.unknown(name, section, siblings, elsewhere)
+    return kinds.unknown(name, section, siblings, elsewhere, what)

@@ -1,13 +1,17 @@
 """`dgproxy init` and `dgproxy check`, as an operator meets them: spec part 3, bad-inputs.md O1, O3, O9, O12."""
 
+import contextlib
 import datetime as dt
 import ipaddress
 import json
 import os
+import re
 import shutil
+import socket
 import ssl
 import stat
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from dgproxy import bootstrap
-from tests.support.proxy import DGPROXY, dgproxy, edit
+from tests.support.processes import free_port
+from tests.support.proxy import DGPROXY, Proxy, dgproxy, edit
 
 
 def init(directory: Path, *options: str) -> Path:
@@ -31,20 +36,25 @@ def made(tmp_path: Path) -> Path:
     return init(tmp_path / "dg")
 
 
-def findings(directory: Path, **env: str) -> list[dict[str, str]]:
-    """What `check --json` says, without what this release does not enforce and this machine's fd limit."""
+def findings(directory: Path, **env: str) -> list[dict[str, Any]]:
+    """What `check --json` says, without what this release does not enforce and what is of this machine."""
     done = dgproxy("check", "--json", "-c", str(directory / "dgproxy.toml"), check=False, env=env)
     document = json.loads(done.stdout)
     assert set(document) == {"ok", "findings"}
-    assert all(set(finding) == {"severity", "file", "key", "message"} for finding in document["findings"])
+    assert all(set(finding) == {"severity", "file", "key", "message", "line"} for finding in document["findings"])
     failed = any(finding["severity"] == "error" for finding in document["findings"])
     assert (done.returncode, document["ok"]) == ((1, False) if failed else (0, True))
     assert "Traceback" not in done.stderr
     return [
         finding
         for finding in document["findings"]
-        if not finding["message"].startswith("not enforced yet") and finding["key"] != "limits.connections"
+        if not finding["message"].startswith("not enforced yet") and not of_machine(finding)
     ]
+
+
+def of_machine(finding: dict[str, Any]) -> bool:
+    settings = ("limits.connections", "server.listen", "upstream.urls")
+    return finding["severity"] == "warning" and str(finding["key"]).startswith(settings)
 
 
 def the_finding(directory: Path, **env: str) -> tuple[str, str, str]:
@@ -346,6 +356,19 @@ def other_key(directory: Path) -> None:
     (directory / "certs/server-key.pem").write_bytes(bootstrap.certificates("x", NOW)["server-key.pem"])
 
 
+def der(directory: Path) -> None:
+    path = directory / "certs/server.pem"
+    path.write_bytes(x509.load_pem_x509_certificate(path.read_bytes()).public_bytes(serialization.Encoding.DER))
+
+
+def certificate_as_key(directory: Path) -> None:
+    shutil.copy(directory / "certs/server.pem", directory / "certs/server-key.pem")  # with its mode 0644
+
+
+def key_as_certificate(directory: Path) -> None:
+    shutil.copy(directory / "certs/server-key.pem", directory / "certs/server.pem")
+
+
 PAIRS: list[tuple[Any, str, str]] = [
     (lambda d: (d / "certs/server.pem").unlink(), "certs/server.pem", "no such file; tls.certificate names it"),
     (lambda d: (d / "certs/server.pem").write_bytes(b"\xff"), "certs/server.pem", "holds no certificate in PEM"),
@@ -355,6 +378,9 @@ PAIRS: list[tuple[Any, str, str]] = [
     (other_key, "tls.private_key", "does not belong to the first certificate in tls.certificate; name the key"),
     (encrypted, "tls.private_key", "is encrypted, and nobody is there to type its passphrase"),
     (weak, "certs/server.pem", "OpenSSL does not take it with its key"),
+    (der, "certs/server.pem", "is not PEM, but DER; `openssl x509 -inform DER"),
+    (certificate_as_key, "tls.private_key", "holds a certificate and no private key; that belongs in tls.certificate"),
+    (key_as_certificate, "certs/server.pem", "holds a private key and no certificate; that belongs in tls.private_key"),
 ]
 
 
@@ -391,26 +417,89 @@ def test_check_tells_every_finding_in_a_line_then_counts_them(made: Path) -> Non
     )
     text = (made / "dgproxy.toml").read_text().replace("\ntls = ", "\ntsl = ")
     (made / "dgproxy.toml").write_text(text)
+    line = {entry.split(" = ")[0]: number for number, entry in enumerate(text.splitlines(), 1)}
     code, said, _ = check(cwd=made)
     assert code == 1
+    no_rate = '"20 per second" is no rate; write "20/s", "1200/min", "10/h" or "5/day"'
     assert said.splitlines() == [
-        "dgproxy.toml: server.tsl: unknown key; did you mean server.tls?",
-        "dgproxy.toml: server.workers: found the number 0; it must be from 1 to 512",
-        'dgproxy.toml: plans.default.rate: "20 per second" is no rate; write "20/s", "1200/min", "10/h" or "5/day"',
+        f"dgproxy.toml:{line['tsl']}: server.tsl: unknown key; did you mean server.tls?",
+        f"dgproxy.toml:{line['workers']}: server.workers: found the number 0; it must be from 1 to 512",
+        f"dgproxy.toml:{line['rate']}: plans.default.rate: {no_rate}",
         "3 errors",
     ]
 
 
-def test_check_says_ok_with_what_is_worth_knowing(made: Path) -> None:
+def test_check_says_ok_with_what_is_worth_knowing(tmp_path: Path) -> None:
+    with listening() as upstream:
+        made = init(tmp_path / "dg", "--listen", f"127.0.0.1:{free_port()}", "--upstream", upstream)
+        says_ok_with_what_is_worth_knowing(made)
+
+
+def says_ok_with_what_is_worth_knowing(made: Path) -> None:
     renew(made, NOW - LIFE + dt.timedelta(days=6, hours=6))
     edit(made / "dgproxy.toml", {"plans.default.burst": "41", "limits.connections": "1"})
     code, said, _ = check(cwd=made)
     assert code == 0
     lines = said.splitlines()
     assert lines[0] == "certs/server.pem: warning: expires in 6 days; renew it"
-    assert lines[1] == "dgproxy.toml: plans.default.burst: warning: parsed, but not enforced yet by this release"
+    assert re.fullmatch(r"dgproxy\.toml:[0-9]+: plans\.default\.burst: warning: parsed, but not enforced.*", lines[1])
     assert lines[2].startswith("dgproxy.toml: warning: not enforced yet by this release, and at their defaults: ")
     assert lines[3:] == ["dgproxy.toml: ok (3 warnings)"]
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[str]:
+    """The URL of a port that takes connections."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_container_that_cannot_be_reached_is_worth_a_warning(made: Path) -> None:
+    with listening() as answers, socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        refuses = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        urls = [answers, refuses, "https://no.such.name.invalid"]
+        edit(made / "dgproxy.toml", {"upstream.urls": json.dumps(urls)})
+        told = told_of(made, "upstream.urls")
+    assert set(told) == {"upstream.urls[1]", "upstream.urls[2]"}
+    assert told["upstream.urls[1]"] == f"{refuses} cannot be reached now: Connection refused; is the container up?"
+    assert told["upstream.urls[2]"].startswith("https://no.such.name.invalid:443 cannot be reached now: ")
+
+
+def test_a_container_that_says_nothing_is_waited_for_within_bounds(made: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, contextlib.ExitStack() as queued:
+        for _ in range(8):  # what the kernel queues; the rest of them it leaves unanswered
+            client = queued.enter_context(socket.socket())
+            client.settimeout(0)
+            client.connect_ex(full.getsockname())
+        url = f"http://127.0.0.1:{full.getsockname()[1]}"
+        edit(made / "dgproxy.toml", {"upstream.urls": f'["{url}"]', "upstream.connect_timeout": '"300ms"'})
+        told = told_of(made, "upstream.urls")
+    assert told == {"upstream.urls[0]": f"{url} cannot be reached now: no answer within 0.3 s; is a firewall between?"}
+
+
+def test_an_address_that_cannot_be_listened_on_is_worth_a_warning(made: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken, free = f"127.0.0.1:{other.getsockname()[1]}", f"127.0.0.1:{free_port()}"
+        edit(made / "dgproxy.toml", {"server.listen": json.dumps([free, taken, "192.0.2.1:443"])})
+        told = told_of(made, "server.listen")
+    assert told == {
+        "server.listen[1]": f"cannot listen on {taken}: another process listens there; end it, or choose another port",
+        "server.listen[2]": "cannot listen on 192.0.2.1:443: this machine has no such address",
+    }
+
+
+def test_a_port_that_the_proxy_itself_holds_is_none(tmp_path: Path) -> None:
+    with listening() as upstream, Proxy(tmp_path, upstream) as proxy:
+        assert told_of(proxy.directory, "server.listen") == {}
+
+
+def told_of(directory: Path, key: str) -> dict[str, str]:
+    """The warnings of one setting, by key; nothing else is an error."""
+    done = dgproxy("check", "--json", "-c", str(directory / "dgproxy.toml"))
+    found = [finding for finding in json.loads(done.stdout)["findings"] if finding["key"].startswith(key)]
+    assert all(finding["severity"] == "warning" and finding["line"] for finding in found)
+    return {finding["key"]: finding["message"] for finding in found}
 
 
 def test_check_finds_the_configuration_by_option_environment_or_directory(made: Path, tmp_path: Path) -> None:

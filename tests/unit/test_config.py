@@ -116,12 +116,16 @@ def loaded(text: str) -> Config:
 
 
 def errors(text: str | bytes) -> list[str]:
-    """The errors, without the file's name that stands before each."""
+    """The errors, without the place that stands before each; of a fault of syntax, with its line."""
     config, findings = examined(text)
-    found = [str(finding) for finding in findings if finding.severity == "error"]
+    found = [finding for finding in findings if finding.severity == "error"]
     assert (config is None) == bool(found)
-    assert all(line.startswith("/srv/dg/dgproxy.toml: ") and line.isprintable() for line in found)
-    return [line.removeprefix("/srv/dg/dgproxy.toml: ") for line in found]
+    told = []
+    for finding in found:
+        said = str(finding).removeprefix(f"{finding.place}: ")
+        assert said.isprintable()
+        told.append(said if finding.key or finding.line is None else f"line {finding.line}: {said}")
+    return told
 
 
 def warnings(text: str) -> list[str]:
@@ -415,15 +419,20 @@ def test_a_wrong_setting_is_told_with_its_key_what_is_allowed_and_a_remedy(key: 
 
 WHOLE = [  # bad-inputs.md O1: a whole file
     ("empty", b"", "plans.default: is missing; every key has a plan, so add a section [plans.default]"),
-    ("no-toml", b"server:\n  listen: x\n", "line 1, column 7: Expected '=' after a key"),
-    ("no-quotes", b"[log]\nlevel = info\n", 'line 2, ... text needs quotes, like level = "info"'),
-    ("duplicate-key", b"[log]\nlevel='info'\nlevel='info'\n", "line 3, ... a key or section may stand only once"),
-    ("duplicate-section", b"[log]\n[plans.default]\n[log]\n", "line 3, ... put its keys together"),
-    ("unfinished", b"[log]\nlevel = \n", "line 2, column 9: Invalid value"),
+    ("no-toml", b"server:\n  listen: x\n", "line 1: column 7: Expected '=' after a key"),
+    ("no-quotes", b"[log]\nlevel = info\n", 'line 2: ... text needs quotes, like level = "info"'),
+    ("duplicate-key", b"[log]\nlevel='info'\nlevel='info'\n", "line 3: ... a key or section may stand only once"),
+    ("duplicate-section", b"[log]\n[plans.default]\n[log]\n", "line 3: [log] ... on line 1; put its keys together"),
+    ("no-quote", b'[log]\nlevel = "info\n', "line 2: ... the quote that ends the text is missing"),
+    ("no-bracket", b"[log\n", "line 1: ... a section is written [name]"),
+    ("no-end", b"[server]\nlisten = [\n'a',\n\n", "line 2: is unfinished where the file ends"),
+    ("reopened", b"plans.default.burst = 1\n[plans.default]\n", "line 2: [plans.default] ... its keys together"),
+    ("no-comma", b"[server]\nlisten = ['a'\n'b']\n", "line 3: ... comma of a list is missing"),
+    ("unfinished", b"[log]\nlevel = \n", "line 2: column 9: Invalid value"),
     ("latin-1", b"[log]\n# caf\xe9\n", "line 2: byte 0xe9 is not UTF-8; save the file as UTF-8"),
-    ("utf-16", "[log]".encode("utf-16"), "line 1: byte 0xff is not UTF-8"),
+    ("utf-16", "[log]".encode("utf-16"), "line 1: is UTF-16; save it as UTF-8"),
     ("bom", b"\xef\xbb\xbf[log]\n", "line 1: begins with a byte order mark"),
-    ("binary", b"\0" * 100, "line 1, column 1: Invalid statement"),
+    ("binary", b"\0" * 100, "line 1: column 1: Invalid statement"),
     ("deep", b"a = " + b"[" * 100_000, "is nested too deeply"),
     ("digits", b"a = " + b"9" * 5_000, "holds a value that is no TOML"),
     ("section-as-value", b"server = 1\n[plans.default]\n", "server: found the number 1 where a section"),
@@ -433,6 +442,7 @@ WHOLE = [  # bad-inputs.md O1: a whole file
     ("stray-setting", b"[plans.default]\n[plans]\nrate = '1/s'\n", "plans.rate: ... put it below [plans.default]"),
     ("plan-name", b'[plans.default]\n[plans."a b"]\n', 'plans."a b": is no name of a plan'),
     ("top-level", b"workers = 2\n[plans.default]\n", "workers: unknown key here; did you mean server.workers?"),
+    ("plan-misspelt", b"[plans.defualt]\n", "plans.default: is missing; ... did you mean it by plans.defualt?"),
     ("terminal", b'[plans.default]\n"\\u001b[31m" = 1\n', 'plans.default."\\u001b[31m": unknown key'),
 ]  # fmt: skip
 
@@ -446,7 +456,8 @@ def test_a_file_that_is_no_configuration_is_told_with_the_line_where_it_breaks(t
 
 
 def test_a_section_that_does_not_exist_is_told_with_the_nearest() -> None:
-    assert errors("[plans.default]\n[sever]\n") == ["sever: unknown key; did you mean server?"]
+    assert errors("[plans.default]\n[sever]\n") == ["sever: unknown section; did you mean server?"]
+    assert errors("[plans.default]\n[LOG]\n") == ["LOG: unknown section; did you mean log?"]
 
 
 def test_two_listeners_on_one_address_are_an_error() -> None:
