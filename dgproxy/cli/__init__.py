@@ -8,11 +8,12 @@ import rich_click as click
 import dgproxy
 from dgproxy.cli import boundary
 from dgproxy.cli.boundary import Guarded
+from dgproxy.cli.check import check
 from dgproxy.cli.demo import demo
 from dgproxy.cli.keys import keys
 from dgproxy.cli.live import status, streams
 from dgproxy.cli.run import run, standin
-from dgproxy.cli.setup import check, init
+from dgproxy.cli.setup import init
 from dgproxy.cli.transfer import export, import_
 from dgproxy.net import pump
 from dgproxy.net.tls import OPENSSL
