@@ -175,12 +175,17 @@ def _told() -> Iterator[None]:
 
 _OVERRIDES: Final = {  # a plan's field, as an option: what it does for this key alone
     "streams": "In flight at once, like 50.",
+    "streams-by-class": "Of them by class, like flux=10,agent=5.",
     "rate": "Requests and streams begun, like 10/s.",
     "burst": "Of them at once, like 20.",
     "quota-audio": "Audio in each window, like 100h/month.",
     "quota-requests": "Requests in each window, like 100000/day.",
+    "quota-bytes": "Bytes both ways in each window, like 500GiB/month.",
+    "quota-characters": "Characters in each window, like 2000000/week.",
     "classes": "Kinds of work, like batch,stream.",
     "models": "Models, like nova-3,aura-2; * for every one.",
+    "allow-callback": "Hosts that a callback may name, like hooks.example.com.",
+    "allow-url": "Hosts that audio may be fetched from, likewise.",
     "max-body": "Largest body, like 2GiB.",
     "stream-max-life": "Longest stream, like 2h; 0s for no limit.",
 }

@@ -39,7 +39,7 @@ def parse(data: bytes) -> tuple[dict[str, Any], str]:
     if data.startswith(b"\xef\xbb\xbf"):
         raise NoToml("begins with a byte order mark; save it as UTF-8 without one", 1)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise NoToml("is UTF-16; save it as UTF-8", 1)
+        raise NoToml("is UTF-16, not UTF-8; save it as UTF-8", 1)
     try:
         text = data.decode()
     except UnicodeDecodeError as error:

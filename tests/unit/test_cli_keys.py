@@ -20,7 +20,7 @@ from click.testing import CliRunner, Result
 from dgproxy.access.keys import Pepper, Record, State, Table, build
 from dgproxy.admin.control import Call, ControlError, ControlServer
 from dgproxy.cli.keys import keys
-from dgproxy.config import render_default
+from dgproxy.config import Overrides, Quota, render_default
 from dgproxy.store import lock
 from dgproxy.store.keys import FILE_NAME, KeyStore
 
@@ -104,15 +104,20 @@ def test_a_created_key_opens_the_door(place: Place) -> None:
     assert record.id == made["id"]
 
 
-def test_every_field_of_a_plan_that_has_an_option_is_overridden_by_it(place: Place) -> None:
+def test_every_field_of_a_plan_is_overridden_by_its_option(place: Place) -> None:
     given = {
         "--streams": "50",
+        "--streams-by-class": "flux=10,agent=5",
         "--rate": "10/s",
         "--burst": "20",
         "--quota-audio": "100h/month",
         "--quota-requests": "9/day",
+        "--quota-bytes": "1GiB/week",
+        "--quota-characters": "5/month",
         "--classes": "batch,stream",
         "--models": "*",
+        "--allow-callback": "hooks.example.com",
+        "--allow-url": "a.example,b.example",
         "--max-body": "1GiB",
         "--stream-max-life": "2h",
     }
@@ -121,13 +126,18 @@ def test_every_field_of_a_plan_that_has_an_option_is_overridden_by_it(place: Pla
         "rate": "10/s",
         "burst": 20,
         "streams": 50,
-        "quota": {"audio": "100h/month", "requests": "9/day"},
+        "streams_by_class": {"flux": 10, "agent": 5},
+        "quota": {"audio": "100h/month", "requests": "9/day", "bytes": "1GiB/week", "characters": "5/month"},
         "classes": ["batch", "stream"],
         "models": ["*"],
+        "allow_callback": ["hooks.example.com"],
+        "allow_url": ["a.example", "b.example"],
         "max_body": "1GiB",
         "stream_max_life": "2h",
     }
     assert place.json("show", made["id"])["overrides"] == made["overrides"]
+    assert set(made["overrides"]) == set(Overrides.__struct_fields__)
+    assert set(made["overrides"]["quota"]) == set(Quota.__struct_fields__)
 
 
 def test_people_see_the_key_once_whole_and_read_that_it_is_once(place: Place) -> None:

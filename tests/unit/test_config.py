@@ -430,7 +430,7 @@ WHOLE = [  # bad-inputs.md O1: a whole file
     ("no-comma", b"[server]\nlisten = ['a'\n'b']\n", "line 3: ... comma of a list is missing"),
     ("unfinished", b"[log]\nlevel = \n", "line 2: column 9: Invalid value"),
     ("latin-1", b"[log]\n# caf\xe9\n", "line 2: byte 0xe9 is not UTF-8; save the file as UTF-8"),
-    ("utf-16", "[log]".encode("utf-16"), "line 1: is UTF-16; save it as UTF-8"),
+    ("utf-16", "[log]".encode("utf-16"), "line 1: is UTF-16, not UTF-8; save it as UTF-8"),
     ("bom", b"\xef\xbb\xbf[log]\n", "line 1: begins with a byte order mark"),
     ("binary", b"\0" * 100, "line 1: column 1: Invalid statement"),
     ("deep", b"a = " + b"[" * 100_000, "is nested too deeply"),
