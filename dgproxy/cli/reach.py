@@ -4,7 +4,6 @@ All of it is a warning: a container may come up later, and a port be free by the
 """
 
 import errno
-import os
 import socket
 import threading
 import time
@@ -17,6 +16,7 @@ from dgproxy.config import Config, Finding, Listen, Url
 from dgproxy.net.listen import open_listeners
 
 WITHIN: Final = 2.0  # seconds for all containers together, names and connections
+MOST: Final = 64  # containers that are tried
 _ASK: Final = 1.0  # seconds for a running proxy to show that it is there
 _REMEDIES: Final = {
     errno.EADDRINUSE: "another process listens there; end it, or choose another port",
@@ -64,14 +64,14 @@ def upstreams(config: Config) -> Iterator[Finding]:
 
     threads = [  # daemons: a resolver that hangs holds up nobody
         threading.Thread(target=try_one, args=(index, url), daemon=True)
-        for index, url in enumerate(config.upstream.urls)
+        for index, url in enumerate(config.upstream.urls[:MOST])
     ]
     deadline = time.monotonic() + patience
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
-    for index, url in enumerate(config.upstream.urls):
+    for index, url in enumerate(config.upstream.urls[:MOST]):
         problem = found.get(index, _silent(patience))
         if problem:
             yield Finding("warning", config.path, f"upstream.urls[{index}]", f"{url} cannot be reached now: {problem}")
@@ -85,8 +85,10 @@ def _connected(url: Url, patience: float) -> str:
         return _silent(patience)
     except socket.gaierror as error:
         return f"{error.strerror}; is the name right?"
+    except ConnectionRefusedError as error:
+        return f"{error.strerror}; is the container up?"
     except OSError as error:
-        return f"{os.strerror(error.errno) if error.errno else error}; is the container up?"
+        return error.strerror or str(error)
     return ""
 
 

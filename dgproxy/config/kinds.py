@@ -125,7 +125,7 @@ def integer(least: int, most: int) -> Kind:
             raise ValueError(f"found {worded(found)}; it must be from {least} to {most}")
         return found
 
-    return Kind(f"number from {least} to {most}", read, str)
+    return Kind(f"number from {least} to {most:,}", read, str)
 
 
 def or_auto(number: Kind) -> Kind:

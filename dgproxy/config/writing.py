@@ -1,7 +1,12 @@
 """The settings as text: the file that `init` writes, and the reference in docs/configure.md."""
 
+import textwrap
+from collections.abc import Iterator
+
+from dgproxy.config.kinds import CLASSES
 from dgproxy.config.schema import DEFAULTS, SECTIONS, Plan, Setting
 from dgproxy.config.values import parse_listen, parse_url
+from dgproxy.wire.deepgram import ROUTES
 
 
 def render_default(listen: str, upstream: str) -> str:
@@ -17,25 +22,49 @@ def render_default(listen: str, upstream: str) -> str:
 
 
 def render_reference() -> str:
-    """Every setting as Markdown: a heading and a table for each section, in the order that `init` writes them in."""
-    parts = []
-    for section, settings in SECTIONS.items():
-        name = "plans.NAME" if section == "plans" else section
-        parts += [f"### [{name}]", "", _about(section), ""]
-        parts += ["| key | default | value | what it does |", "|---|---|---|---|"]
-        parts += [_row(setting) for setting in settings]
-        parts.append("")
-    return "\n".join(parts)
+    """Every setting as Markdown: of each section the defaults, then a list, in the order that `init` writes them in."""
+    return "\n".join(line for section, settings in SECTIONS.items() for line in _section(section, settings))
 
 
-def _about(section: str) -> str:
-    described = Plan if section == "plans" else type(getattr(DEFAULTS, section))
-    return (described.__doc__ or "").partition(".")[0] + "."
+def _section(section: str, settings: tuple[Setting, ...]) -> Iterator[str]:
+    plan = section == "plans"
+    about = (Plan if plan else type(getattr(DEFAULTS, section))).__doc__ or ""
+    yield f"### [{'plans.NAME' if plan else section}]"
+    yield ""
+    yield about.partition(".")[0] + "."
+    yield ""
+    yield "```toml"
+    yield "[plans.default]" if plan else f"[{section}]"
+    for setting in settings:
+        yield f"{setting.name} = {setting.kind.write(setting.default)}"
+    yield "```"
+    yield ""
+    for setting in settings:
+        yield from _item(setting)
+    yield ""
+    if plan:
+        yield from _classes()
 
 
-def _row(setting: Setting) -> str:
-    does = setting.description
-    if not setting.enforced:
-        does += ". **Refused where it is set**: not built yet" if setting.unsafe else ". *Not enforced yet*"
-    cells = (f"`{setting.name}`", f"`{setting.kind.write(setting.default)}`", setting.kind.name, does)
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+def _item(setting: Setting) -> Iterator[str]:
+    mark = "" if setting.enforced else " **(refused: not built yet)**" if setting.unsafe else " **(not enforced yet)**"
+    text = f"- `{setting.name}`{mark}: {setting.description}. {setting.more}".strip()
+    yield textwrap.fill(text, 120, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    kind = setting.kind.name
+    yield f"  *{kind[0].upper()}{kind[1:]}.* Example: `{setting.name} = {setting.example}`"
+
+
+def _classes() -> Iterator[str]:
+    yield "Where a plan speaks of a class, it means these requests:"
+    yield ""
+    yield "| class | requests |"
+    yield "|---|---|"
+    for cls in CLASSES:
+        requests = [
+            f"{way} `{route.path}`"
+            for route in ROUTES
+            if route.cls == cls
+            for way in (*(method.decode() for method in sorted(route.methods)), *["WebSocket"] * route.websocket)
+        ]
+        yield f"| `{cls}` | {', '.join(requests)} |"
+    yield ""
