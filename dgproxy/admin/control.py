@@ -304,12 +304,14 @@ def _connect(peer: socket.socket, name: str, deadline: float) -> None:
         _time_left(peer, deadline)
         try:
             peer.connect(name)
-        except (FileNotFoundError, ConnectionRefusedError):
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
             raise NotRunning(f"{name}: no proxy answers") from None
         except PermissionError:
             raise ControlError("forbidden", f"{name}: only its owner and root may use it") from None
         except BlockingIOError:  # its queue is full, connect(2)
             time.sleep(_CONNECT_RETRY)
+        except OSError as error:
+            raise ControlError("unreachable", f"{name}: {error.strerror or error}") from None
         else:
             return
 

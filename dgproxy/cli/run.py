@@ -34,6 +34,8 @@ def standin(listen: str) -> None:
         where = parse_listen(listen)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    if where.kind != "tcp":
+        raise click.UsageError("the stand-in listens on HOST:PORT alone")
     try:
         run_standin(where.host, where.port)
     except OSError as error:

@@ -44,6 +44,8 @@ READY_WITHIN: Final = 60.0  # seconds for the first workers
 MOST_ROWS: Final = 2000  # of streams.list, so that they fit a line of the control socket
 SPREAD_WITHIN: Final = 1.0  # seconds for a change to be everywhere (spec part 3)
 _LOCK_WITHIN: Final = 0.0
+_OPEN_FILES: Final = 64  # the supervisor's own, or a worker's before its first connection, with some to spare
+_OPEN_FILES_OF_WORKER: Final = 4  # which the supervisor holds for each: its channel, its pidfd, its snapshot
 _SWITCH: Final = 0.0005  # seconds that the store's thread keeps the interpreter when the loop wants it; 5 ms by default
 
 
@@ -199,9 +201,14 @@ class Supervisor:
                 tls.server_context(config.tls.certificate, private_key_path(config), config.tls.min_version)
             except OSError as error:
                 what = error.strerror or getattr(error, "reason", None) or error
-                raise CannotStart(
-                    f"{config.tls.certificate}: cannot be used with its private key ({what}); `dgproxy check` says more"
-                ) from None
+                pair = config.tls.certificate, private_key_path(config)
+                hidden = [path for path in pair if not os.access(path, os.R_OK, effective_ids=True)]
+                told = (
+                    f"{hidden[0]}: cannot be read ({what})"
+                    if hidden
+                    else f"{pair[0]}: cannot be used with its private key ({what})"
+                )
+                raise CannotStart(f"{told}; `dgproxy check` says more") from None
 
     def _listen(self) -> list[list[socket.socket]]:
         """For each worker its own sockets, one per address."""
@@ -533,6 +540,11 @@ def run(config: Config) -> None:
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    needed = _OPEN_FILES + _worker_count(config) * (_OPEN_FILES_OF_WORKER + len(config.server.listen))
+    if hard != resource.RLIM_INFINITY and hard < needed:  # libuv would abort, and workers would die without a word
+        raise CannotStart(
+            f"the limit of open files is {hard}, and {needed} is the least; raise LimitNOFILE= or ulimit -n"
+        )
     sys.setswitchinterval(_SWITCH)
     with (
         lock(Path(config.state.directory), _LOCK_WITHIN),

@@ -345,6 +345,16 @@ def test_a_client_without_a_proxy_knows_that_nothing_was_done(tmp_path: Path) ->
         call(tmp_path / "none", "echo", {}, 5)
 
 
+def test_a_path_that_leads_nowhere_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotRunning, match="no proxy answers"):
+        call(tmp_path / "file" / "admin.sock", "status", {}, 1)
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(ControlError, match=r"loop: Too many levels of symbolic links") as told:
+        call(tmp_path / "loop", "status", {}, 1)
+    assert told.value.code == "unreachable"
+
+
 def test_a_client_waits_no_longer_than_it_said(proxy: Running) -> None:
     with pytest.raises(ControlTimeout, match=r"no answer within 0\.05 seconds"):
         call(proxy.path, "wait", {}, 0.05)
