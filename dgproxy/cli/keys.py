@@ -215,7 +215,11 @@ def create(config: str | None, *, as_json: bool, name: str, plan: str, expires: 
     args = {"name": name, "plan": plan, "expires": expires, "overrides": overrides}
     with _told():
         made = ask(load(find_config(config)), "keys.create", args)
-    emit(made, _new_key(made), as_json=as_json)
+    try:
+        emit(made, _new_key(made), as_json=as_json)
+    except (OSError, SystemExit) as error:  # rich ends a command whose reader has gone
+        why = error.strerror if isinstance(error, OSError) else "its reader has gone"
+        fail(f"key {made['id']} was made, but could not be printed ({why}); nobody has it: revoke it, and make another")
 
 
 @keys.command("list")

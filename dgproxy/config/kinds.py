@@ -34,6 +34,7 @@ class Here:
     directory: str
     key: str
     findings: list[Finding]
+    elsewhere: Callable[[str], Sequence[str]] = lambda _: ()  # the keys of all settings of a name
 
     def at(self, name: str) -> "Here":
         """The place of a key in this table."""
@@ -331,7 +332,7 @@ def read_quota(found: Any, here: Here) -> Quota:
             except Told:
                 told = True
         else:
-            place.error(unknown(name, here.key, tuple(ALLOWANCES), ()))
+            place.error(unknown(name, here.key, tuple(ALLOWANCES), here.elsewhere(name)))
             told = True
     if told:
         raise Told

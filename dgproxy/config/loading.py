@@ -15,7 +15,7 @@ from dgproxy.config.document import NoToml, parse
 from dgproxy.config.findings import FILE_SIZE, ConfigError, Finding, printable, read_file
 from dgproxy.config.kinds import Here, Told, worded
 from dgproxy.config.lines import joined
-from dgproxy.config.schema import DEFAULTS, PLAN, SECTIONS, SETTINGS, Config, Plan, Setting, unknown
+from dgproxy.config.schema import DEFAULTS, PLAN, SECTIONS, SETTINGS, Config, Plan, Setting, places, unknown
 from dgproxy.config.values import socket_path
 from dgproxy.units import quoted
 
@@ -57,7 +57,8 @@ def examine(path: Path) -> tuple[Config | None, list[Finding]]:
 def examine_bytes(data: bytes, path: Path) -> tuple[Config | None, list[Finding]]:
     """The same for what is, or shall be, in this file."""
     absolute = os.path.normpath(path.absolute())
-    here = Here(file=printable(path), directory=os.path.dirname(absolute), key="", findings=[])  # noqa: PTH120
+    directory = os.path.dirname(absolute)  # noqa: PTH120 - as text: it is kept as text
+    here = Here(file=printable(path), directory=directory, key="", findings=[], elsewhere=places)
     if printable(absolute) != absolute:
         here.error("this path is not UTF-8; move the file to one that is")
         return None, here.findings

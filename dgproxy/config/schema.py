@@ -496,5 +496,9 @@ SETTINGS: Final[tuple[Setting, ...]] = tuple(setting for section in SECTIONS.val
 
 def unknown(name: str, section: str, siblings: Sequence[str], what: str = "key") -> str:
     """What to say of a key that does not exist there: the nearest one, or where one of its name belongs."""
-    elsewhere = [setting.key.replace("*", "default") for setting in SETTINGS if setting.name == name]
-    return kinds.unknown(name, section, siblings, elsewhere, what)
+    return kinds.unknown(name, section, siblings, places(name), what)
+
+
+def places(name: str) -> list[str]:
+    """The keys of all settings of this name."""
+    return [setting.key.replace("*", "default") for setting in SETTINGS if setting.name == name]

@@ -442,6 +442,7 @@ WHOLE = [  # bad-inputs.md O1: a whole file
     ("stray-setting", b"[plans.default]\n[plans]\nrate = '1/s'\n", "plans.rate: ... put it below [plans.default]"),
     ("plan-name", b'[plans.default]\n[plans."a b"]\n', 'plans."a b": is no name of a plan'),
     ("top-level", b"workers = 2\n[plans.default]\n", "workers: unknown key here; did you mean server.workers?"),
+    ("below-a-table", b"[plans.default.quota]\nstreams = 1\n", "plans.default.quota.streams: ... default.streams?"),
     ("plan-misspelt", b"[plans.defualt]\n", "plans.default: is missing; ... did you mean it by plans.defualt?"),
     ("terminal", b'[plans.default]\n"\\u001b[31m" = 1\n', 'plans.default."\\u001b[31m": unknown key'),
 ]  # fmt: skip
