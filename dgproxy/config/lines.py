@@ -12,6 +12,7 @@ from typing import Any, Final
 from dgproxy.units import quoted
 
 _LONGEST: Final = 100  # lines of a statement; each more is read again with all before it
+_MOST: Final = 10_000  # lines in all: a configuration has some hundred, and reading must not take seconds
 
 
 def joined(table: str, name: str) -> str:
@@ -47,14 +48,14 @@ def of_unfinished(text: str) -> int | None:
     after = 1
     for number, statement, _ in _statements(text):
         after = number + statement.count("\n") + 1
-    rest = text.split("\n")[after - 1 :]
-    return after if len(rest) < _LONGEST else None
+    rest = text.count("\n") + 2 - after
+    return after if rest < _LONGEST and after <= _MOST else None
 
 
 def _statements(text: str) -> Iterator[tuple[int, str, dict[str, Any]]]:
     """Each statement: its first line, its text, and the document that it would be alone (empty for a comment)."""
     pending: list[str] = []
-    for number, line in enumerate(text.replace("\r\n", "\n").split("\n"), 1):
+    for number, line in enumerate(text.replace("\r\n", "\n").split("\n")[:_MOST], 1):
         pending.append(line)
         statement = "\n".join(pending)
         try:

@@ -128,6 +128,7 @@ def test_a_key_first_stands_where_the_text_up_to_its_line_first_has_it(statement
 def test_what_cannot_be_told_for_certain_is_left_out() -> None:
     long = "x = 1\ny = [\n" + "1,\n" * 200 + "]\nz = 1\n"
     assert of_keys(long) == {"x": 1}
+    assert of_keys("\n" * 20_000 + "x = 1") == {}
 
 
 def test_a_finding_names_the_line_of_its_key_and_none_where_there_is_no_key() -> None:
