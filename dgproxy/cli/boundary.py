@@ -15,7 +15,7 @@ from typing import Any, Final, NoReturn, TextIO
 
 import rich_click as click
 
-from dgproxy.cli.common import fail
+from dgproxy.cli.common import FILES, fail, need_files
 from dgproxy.redaction import redact
 
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
@@ -28,6 +28,7 @@ class Guarded(click.RichGroup):
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
         try:
+            need_files(FILES)
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise SystemExit(INTERRUPTED) from None

@@ -2,6 +2,7 @@
 
 import shlex
 import shutil
+import resource
 import sys
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -11,6 +12,7 @@ import rich_click as click
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+FILES: Final = 16  # descriptors that any command may need at once: its streams, a database's four, a socket, a module's
 PIPE_WIDTH: Final = 160  # columns where no terminal says how many there are
 
 config_option = click.option(
@@ -47,3 +49,16 @@ def own_name() -> str:
         return f"{shlex.quote(sys.executable)} -m dgproxy"
     found = shutil.which(Path(called).name)
     return Path(called).name if found and Path(found).absolute() == Path(called).absolute() else shlex.quote(called)
+
+
+def need_files(least: int) -> None:
+    """Sees to it that this process may have so many files open; ends the command where it may not.
+
+    Libraries that are refused a descriptor half-way report anything from a broken disk to nothing at all (libuv ends
+    the process), so that nothing is begun with too few.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < least and hard != resource.RLIM_INFINITY:
+        fail(f"the limit of open files is {hard}, and {least} is the least; raise LimitNOFILE= or ulimit -n")
+    if soft < least and soft != resource.RLIM_INFINITY:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (least, hard))

@@ -9,13 +9,14 @@ from typing import Final
 
 import rich_click as click
 
-from dgproxy.cli.common import fail
+from dgproxy.cli.common import fail, need_files
 from dgproxy.config import Listen, parse_listen
 from dgproxy.demo.place import DemoError
 from dgproxy.demo.story import INTERRUPTED, Options, play
 
 _SDK: Final = "deepgram-sdk"
 _SDK_MAJOR: Final = "7"
+_FILES: Final = 128  # its own, and those of the processes that it starts
 _NOT_WRITABLE: Final = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -46,6 +47,7 @@ def demo(*, directory: Path, listen: str, upstream_listen: str, once: bool) -> N
     """
     options = Options(directory, _address("--listen", listen), _address("--upstream-listen", upstream_listen), once)
     _need_sdk()
+    need_files(_FILES)
     try:
         code = play(options)
     except KeyboardInterrupt:

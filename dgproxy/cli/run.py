@@ -4,13 +4,14 @@ from typing import Final
 
 import rich_click as click
 
-from dgproxy.cli.common import config_option, fail
+from dgproxy.cli.common import config_option, fail, need_files
 from dgproxy.config import ConfigError, find_config, load, parse_listen
 from dgproxy.standin.server import run as run_standin
 from dgproxy.store import StateBusy, StoreError
 from dgproxy.supervisor.main import CannotStart, run as run_proxy
 
 _STANDIN_LISTEN: Final = "127.0.0.1:8080"  # the port of Deepgram's container
+_STANDIN_FILES: Final = 32
 
 
 @click.command()
@@ -36,6 +37,7 @@ def standin(listen: str) -> None:
         raise click.UsageError(str(error)) from None
     if where.kind != "tcp":
         raise click.UsageError("the stand-in listens on HOST:PORT alone")
+    need_files(_STANDIN_FILES)
     try:
         run_standin(where.host, where.port)
     except OSError as error:
