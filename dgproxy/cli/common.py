@@ -1,8 +1,8 @@
 """What every command has: where its configuration is, whether to answer in JSON, and how to answer and to fail."""
 
+import resource
 import shlex
 import shutil
-import resource
 import sys
 from pathlib import Path
 from typing import Any, Final, NoReturn

@@ -1,5 +1,7 @@
 """`status` and `streams`: what the running proxy says of itself and of what is in flight."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +23,8 @@ _WITHIN: Final = 10.0  # seconds
 def status(config: str | None, *, as_json: bool) -> None:
     """Show the running proxy: workers, streams, what each key used since the start."""
     found = _ask(config, "status", {})
-    emit(found, _for_people(found), as_json=as_json)
+    with _understood():
+        emit(found, "" if as_json else _for_people(found), as_json=as_json)
 
 
 @click.group()
@@ -36,12 +39,13 @@ def streams() -> None:
 def list_(config: str | None, *, as_json: bool, key: str | None) -> None:
     """List what is in flight, the oldest first."""
     found = _ask(config, "streams.list", {"key": key})
-    rows = found["streams"]
-    if len(rows) < found["total"]:
-        click.echo(f"the {len(rows)} oldest of {found['total']}; --key narrows it down", err=True)
-    if not found["complete"]:
-        click.echo("a worker did not answer in time; what it holds is not shown", err=True)
-    emit(rows, _streams_for_people(rows), as_json=as_json)
+    with _understood():
+        rows = found["streams"]
+        if len(rows) < found["total"]:
+            click.echo(f"the {len(rows)} oldest of {found['total']}; --key narrows it down", err=True)
+        if not found["complete"]:
+            click.echo("a worker did not answer in time; what it holds is not shown", err=True)
+        emit(rows, "" if as_json else _streams_for_people(rows), as_json=as_json)
 
 
 @streams.command()
@@ -51,7 +55,20 @@ def list_(config: str | None, *, as_json: bool, key: str | None) -> None:
 def kill(config: str | None, *, as_json: bool, stream: str) -> None:
     """End one stream or request, by its id as `streams list` and the log have it (`request_id`)."""
     found = _ask(config, "streams.kill", {"stream": stream})
-    emit(found, Text(f"ended {found['id']}"), as_json=as_json)
+    with _understood():
+        emit(found, Text(f"ended {found['id']}"), as_json=as_json)
+
+
+@contextlib.contextmanager
+def _understood() -> Iterator[None]:
+    """Reads the proxy's answer, which may lack what only a newer release says: a proxy outlives an upgrade."""
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError) as error:
+        fail(
+            f"the running proxy's answer is not understood ({type(error).__name__}: {error}): "
+            "it may be of another release; restart it with this one"
+        )
 
 
 def _ask(config: str | None, command: str, args: dict[str, Any]) -> Any:

@@ -68,8 +68,9 @@ def lock(directory: Path, wait: float) -> Iterator[None]:
             if time.monotonic() >= give_up:
                 raise StateBusy(directory, _holder(fd))
             time.sleep(_RETRY)
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, b"%d\n" % os.getpid(), 0)  # for the message of whoever comes next; the flock is what counts
+        with contextlib.suppress(OSError):  # a full disk; it is for the message of whoever comes next, the flock counts
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, b"%d\n" % os.getpid(), 0)
         yield
     finally:
         os.close(fd)

@@ -111,6 +111,7 @@ def problems(path: Path, kind: Schema, check: Callable[[sqlite3.Connection], Non
         check_directory(path.parent)
         with told(path):
             if not path.exists():
+                _check_alone(path)
                 return []
             _check_file(path)
             how = "mode=ro" if _beside(path, "-wal").exists() else "mode=ro&immutable=1"
@@ -135,9 +136,14 @@ def _connection(path: Path, how: str) -> sqlite3.Connection:
     return db
 
 
-def _make(path: Path, kind: Schema, initialise: Callable[[sqlite3.Connection], None]) -> None:
+def _check_alone(path: Path) -> None:
+    """StoreError if the file that is not there left something behind."""
     if _beside(path, "-wal").exists():
         raise StoreError(path, "is missing, but its -wal file is there", "restore both from a backup")
+
+
+def _make(path: Path, kind: Schema, initialise: Callable[[sqlite3.Connection], None]) -> None:
+    _check_alone(path)
     new = _beside(path, ".new")
     for suffix in ("", "-journal", "-wal", "-shm"):  # of a maker that died
         _beside(new, suffix).unlink(missing_ok=True)
@@ -165,6 +171,8 @@ def _check_file(path: Path) -> None:
         raise StoreError(path, f"has mode {mode:04o}, so others than its owner can use it", "chmod 600")
     if not status.st_size:
         raise StoreError(path, "is empty, though it was made complete", _FROM_BACKUP)
+    if not os.access(path, os.R_OK | os.W_OK, effective_ids=True):  # SQLite would open it for reading, and say nothing
+        raise StoreError(path, *_REASONS[sqlite3.SQLITE_READONLY])
 
 
 def _version(db: sqlite3.Connection, path: Path, kind: Schema) -> int:

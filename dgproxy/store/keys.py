@@ -267,7 +267,13 @@ def _values(record: Record) -> dict[str, Any]:
 
 def inspect(path: Path, pepper: Pepper) -> list[str]:
     """What is wrong with the store in this file, a line each. Nothing is written, and none that is missing is made."""
-    return problems(path, _SCHEMA, lambda db: _check_pepper(db, path, pepper))
+
+    def check(db: sqlite3.Connection) -> None:
+        _check_pepper(db, path, pepper)
+        for row in db.execute(f"SELECT {_COLUMNS} FROM keys"):  # noqa: S608 - a constant
+            _record(path, row)
+
+    return problems(path, _SCHEMA, check)
 
 
 def _check_pepper(db: sqlite3.Connection, path: Path, pepper: Pepper) -> None:
