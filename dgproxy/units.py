@@ -33,6 +33,19 @@ _BYTES: Final = {"TiB": 1 << 40, "GiB": 1 << 30, "MiB": 1 << 20, "KiB": 1 << 10,
 _PERIODS: Final = {"s": 1, "m": 60, "h": 3_600, "day": 86_400}  # seconds
 _PERIOD_ALIASES: Final = {"sec": "s", "second": "s", "min": "m", "minute": "m", "hour": "h", "d": "day"}
 
+_NEAR: Final[Mapping[str, tuple[str, ...]]] = {  # what people write for a unit, in small letters
+    "ms": ("msec", "msecs", "millisecond", "milliseconds"),
+    "s": ("sec", "secs", "second", "seconds"),
+    "m": ("min", "mins", "minute", "minutes"),
+    "h": ("hr", "hrs", "hour", "hours"),
+    "d": ("day", "days"),
+    "B": ("byte", "bytes"),
+    "KiB": ("k", "kb"),
+    "MiB": ("m", "mb"),
+    "GiB": ("g", "gb"),
+    "TiB": ("t", "tb"),
+}
+
 _NUMBER: Final = r"(0|[1-9][0-9]{0,19})"
 _NUMBER_ALONE: Final = re.compile(_NUMBER)
 _DURATION: Final = re.compile(_NUMBER + r"(ms|s|m|h|d)")
@@ -80,9 +93,14 @@ def parse_count(text: str) -> int:
 
 def parse_duration(text: str) -> float:
     """Seconds of "10s", "1500ms", "30m", "100h" or "90d"."""
+    return _duration(text, 'like "10s"')
+
+
+def _duration(text: str, like: str) -> float:
     match = _DURATION.fullmatch(text)
     if match is None:
-        raise ValueError(f'{quoted(text)} is no duration; write a whole number and ms, s, m, h or d, like "10s"')
+        near = _near(text, _MILLISECONDS)
+        raise ValueError(f"{quoted(text)} is no duration; write a whole number and ms, s, m, h or d, {like}{near}")
     seconds = int(match[1]) * _MILLISECONDS[match[2]] / 1000
     if seconds > MAX_DURATION:
         raise ValueError(f'{quoted(text)} is too long; the longest duration is "{format_duration(MAX_DURATION)}"')
@@ -103,12 +121,7 @@ def format_duration(seconds: float) -> str:
 
 def parse_duration_or_never(text: str) -> float | None:
     """Seconds of a duration, or None for "never"."""
-    if text == "never":
-        return None
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise ValueError(f'{error}, or "never"') from None
+    return None if text == "never" else _duration(text, 'like "10s", or "never"')
 
 
 def format_duration_or_never(seconds: float | None) -> str:
@@ -123,7 +136,8 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text)
     if match is None:
         raise ValueError(
-            f'{quoted(text)} is no size; write a whole number and KiB, MiB, GiB, TiB or B, like "32KiB", or "0"'
+            f"{quoted(text)} is no size; write a whole number and KiB, MiB, GiB, TiB or B, "
+            f'like "32KiB", or "0"{_near(text, _BYTES)}'
         )
     return _bounded(int(match[1]) * _BYTES[match[2]], text)
 
@@ -136,6 +150,18 @@ def format_size(size: int) -> str:
             if not rest:
                 return f"{count}{unit}"
     return "0"
+
+
+def _near(text: str, units: Mapping[str, int]) -> str:
+    """What was probably meant, as the end of a message: "10 sec" is near "10s"; "" where nothing is."""
+    match = re.fullmatch(r"([1-9][0-9]{0,14}) ?([A-Za-z]+)", text)
+    if match is None:
+        return ""
+    named = match[2].lower()
+    for unit in units:
+        if named == unit.lower() or named in _NEAR[unit]:
+            return f'; did you mean "{match[1]}{unit}"?'
+    return ""
 
 
 def parse_rate(text: str) -> Rate:

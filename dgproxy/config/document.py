@@ -7,10 +7,10 @@ from typing import Any, Final
 from dgproxy.config import lines
 
 _NO_STATEMENT: Final = "a line is a [section], key = value, or a # comment"
+_TYPOGRAPHIC: Final = tuple("\u201c\u201d\u201e\u2018\u2019\u201a\u00ab\u00bb")  # what word processors make of " and '
 _HINTS: Final = {  # how tomllib's message begins: what to do
     "Invalid value": 'text needs quotes, like level = "info"',
     "Expected newline": 'text needs quotes, like level = "info"',
-    "Cannot overwrite": "a key or section may stand only once",
     "Cannot mutate": "a table in braces is whole; put all its keys inside",
     "Duplicate inline": "a key may stand only once",
     "Expected '='": _NO_STATEMENT,
@@ -20,7 +20,7 @@ _HINTS: Final = {  # how tomllib's message begins: what to do
     "Illegal character '\\n'": "the quote that ends the text is missing",
     "Illegal character": "a control character does not belong here; remove it",
     "Unterminated string": "the quote that ends the text is missing",
-    "Unclosed array": "the ] or the comma of a list is missing",
+    "Unclosed array": "the ] or a comma of a list is missing, or the quotes around a text in it",
     "Unclosed inline table": "the } or the comma of a table is missing",
     "Unescaped": "between \"...\" a backslash is written twice, between '...' once",
 }
@@ -55,6 +55,20 @@ def parse(data: bytes) -> tuple[dict[str, Any], str]:
         raise NoToml(f"holds a value that is no TOML: {error}", None) from None
 
 
+def _overwritten(text: str, line: int) -> str:
+    """What is said of a key that stands on this line, and before it already."""
+    before = text.split("\n")
+    name = re.match(r"\s*([A-Za-z0-9_-]+)\s*=", before[line - 1])
+    if name is None:
+        return "a key or section stands here a second time; it may stand only once"
+    own = re.compile(rf"\s*{re.escape(name[1])}\s*=")
+    known = lines.of_keys("\n".join(before[: line - 1]))
+    # The last one before: a table is not opened twice, so the table that ends above this line has it.
+    first = max((each for each in known.values() if own.match(before[each - 1])), default=None)
+    where = f", first on line {first}" if first else ""
+    return f"{name[1]} stands here a second time{where}; a key or section may stand only once"
+
+
 def _no_toml(text: str, told: str) -> NoToml:
     """What tomllib says ("Invalid value (at line 2, column 7)"), in our words where they help more."""
     problem, _, place = told.rpartition(" (at ")
@@ -62,7 +76,16 @@ def _no_toml(text: str, told: str) -> NoToml:
     if where is None:  # "at end of document"
         line = lines.of_unfinished(text)
         return NoToml("is unfinished where the file ends: a value, a quote or a bracket is missing", line)
-    line = int(where[1])
+    line, column = int(where[1]), int(where[2].removeprefix("column "))
+    source = text.replace("\r\n", "\n").split("\n")[line - 1]
+    if "\r" in source:
+        return NoToml("has lines that end with CR alone, as on an old Mac; save it with LF", line)
+    if source[column - 1 : column] in _TYPOGRAPHIC:
+        return NoToml(f'{where[2]}: {source[column - 1]} is a typographic quote; write "', line)
+    if re.match(r"(?i:true|false|yes|no|on|off)\b", source[column - 1 :]):
+        return NoToml(f"{where[2]}: write true or false, in small letters", line)
+    if problem.startswith("Cannot overwrite"):
+        return NoToml(_overwritten(text, line), line)
     twice = re.fullmatch(r"Cannot declare \((.+?),?\) twice", problem)
     if twice:
         name = ".".join(re.findall(r"'([^']*)'", twice[1]))

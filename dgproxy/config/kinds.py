@@ -17,6 +17,7 @@ from dgproxy import units
 from dgproxy.config.findings import Finding
 from dgproxy.config.lines import joined
 from dgproxy.config.values import Certificate, Quota, authority, host_and_port, parse_listen, parse_url
+from dgproxy.redaction import redact
 from dgproxy.units import Allowance, Counted, quoted
 
 CLASSES: Final = ("batch", "stream", "flux", "speak", "read", "agent", "models")  # spec 5; wire.deepgram has the routes
@@ -82,7 +83,7 @@ def worded(found: Any) -> str:
         case bool():
             return f"{str(found).lower()}, which is true or false,"
         case str():
-            return f"the text {quoted(found)}"
+            return f"the text {quoted(redact(found))}"  # such as an URL with a password, where none belongs
         case int() | float():
             return f"the number {found}" if -1e15 < found < 1e15 else "a huge number"  # noqa: PLR2004 - a line's width
         case list():
@@ -182,6 +183,8 @@ def path(*, required: bool, schemes: tuple[str, ...] = ()) -> Kind:
             return text
         if "\0" in text:
             raise ValueError(f"{quoted(text)} holds a NUL, which no path may")
+        if re.match(r"~|\$[A-Za-z_{]", text):
+            raise ValueError(f"{quoted(text)} begins with what only a shell expands; write the whole path")
         if not text:
             if required:
                 raise ValueError("is empty; write a path")
@@ -197,7 +200,8 @@ def listed(item: Kind, *, empty: bool, plural: str) -> Kind:
 
     def read(found: Any, here: Here) -> tuple[Any, ...]:
         if not isinstance(found, list):
-            raise ValueError(f"found {worded(found)} where a list of {plural} belongs; write it in brackets: [...]")  # noqa: TRY004
+            inner = quoted(found) if isinstance(found, str) and redact(found) == found else "..."
+            raise ValueError(f"found {worded(found)} where a list of {plural} belongs; write it in brackets: [{inner}]")  # noqa: TRY004
         if not found and not empty:
             raise ValueError(f"is empty; write at least one of its {plural}")
         values: dict[Any, None] = {}  # in order, and each once

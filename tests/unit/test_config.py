@@ -325,6 +325,9 @@ def test_what_is_no_upstream_is_refused(text: str, told: str) -> None:
 
 
 def test_a_password_in_an_url_is_refused_and_not_repeated() -> None:
+    (told,) = errors(with_setting("upstream.urls", '"http://user:hunter2@dg:8080"'))
+    assert told.startswith("upstream.urls: found the text")
+    assert "hunter2" not in told
     for url in ("http://user:hunter2@dg:8080", "user:hunter2@dg", "http://hunter2@dg"):
         (told,) = errors(with_setting("upstream.urls", f'["{url}"]'))
         assert told.startswith("upstream.urls[0]: holds a user or password")
@@ -373,6 +376,9 @@ WRONG = [  # bad-inputs.md O1: a setting, its value, and how what is said begins
     ("upstream.pools", "[]", ": found a list where a table by class belongs"),
     ("upstream.connect_timeout", "5", ': found the number 5 where text belongs; write it in quotes, like "10s"'),
     ("upstream.connect_timeout", '"5 seconds"', ': "5 seconds" is no duration; write'),
+    ("tls.certificate", '"~/a.pem"', ': "~/a.pem" begins with what only a shell expands; write the whole path'),
+    ("tls.certificate", '"${HOME}/a.pem"', ': "${HOME}/a.pem" begins with what only a shell expands'),
+    ("upstream.urls", '"http://dg"', ': found the text "http://dg" where a list of URLs belongs; write it in'),
     ("upstream.connect_timeout", '"0s"', ': "0s" is too little; the least is 1ms'),
     ("upstream.connect_timeout", '"never"', ': "never" is no duration'),
     ("drain.reload", '"always"', ': "always" is no duration; write a whole number and ms, s, m, h or d, like "10s", '),
@@ -421,13 +427,20 @@ WHOLE = [  # bad-inputs.md O1: a whole file
     ("empty", b"", "plans.default: is missing; every key has a plan, so add a section [plans.default]"),
     ("no-toml", b"server:\n  listen: x\n", "line 1: column 7: Expected '=' after a key"),
     ("no-quotes", b"[log]\nlevel = info\n", 'line 2: ... text needs quotes, like level = "info"'),
-    ("duplicate-key", b"[log]\nlevel='info'\nlevel='info'\n", "line 3: ... a key or section may stand only once"),
+    ("duplicate-key", b"[log]\nlevel='info'\nlevel='info'\n", "line 3: level ... key or section may stand only once"),
+    ("value-as-section", b"server = 1\n[server]\n", "line 2: a key or section stands here a second time"),
+    ("typographic", "[log]\nlevel = \u201cinfo\u201d\n".encode(), "line 2: column 9: \u201c is a typographic"),
+    ("typographic-list", "[server]\nlisten = [\u2018a\u2019]\n".encode(), "line 2: column 11: \u2018 is"),
+    ("True", b"[server]\r\ntls = True\r\n", "line 2: column 7: write true or false, in small letters"),
+    ("yes", b"[server]\ntls = yes # sure\n", "line 2: column 7: write true or false, in small letters"),
+    ("CR", b"[server]\rtls = true\r", "line 1: has lines that end with CR alone"),
+    ("list-without-quotes", b"[server]\nlisten = [0.0.0.0:8443]\n", "line 2: ... quotes around a text in it"),
     ("duplicate-section", b"[log]\n[plans.default]\n[log]\n", "line 3: [log] ... on line 1; put its keys together"),
     ("no-quote", b'[log]\nlevel = "info\n', "line 2: ... the quote that ends the text is missing"),
     ("no-bracket", b"[log\n", "line 1: ... a section is written [name]"),
     ("no-end", b"[server]\nlisten = [\n'a',\n\n", "line 2: is unfinished where the file ends"),
     ("reopened", b"plans.default.burst = 1\n[plans.default]\n", "line 2: [plans.default] ... its keys together"),
-    ("no-comma", b"[server]\nlisten = ['a'\n'b']\n", "line 3: ... comma of a list is missing"),
+    ("no-comma", b"[server]\nlisten = ['a'\n'b']\n", "line 3: ... quotes around a text in it"),
     ("unfinished", b"[log]\nlevel = \n", "line 2: column 9: Invalid value"),
     ("latin-1", b"[log]\n# caf\xe9\n", "line 2: byte 0xe9 is not UTF-8; save the file as UTF-8"),
     ("utf-16", "[log]".encode("utf-16"), "line 1: is UTF-16, not UTF-8; save it as UTF-8"),
@@ -454,6 +467,11 @@ def test_a_file_that_is_no_configuration_is_told_with_the_line_where_it_breaks(t
     start, _, end = told.partition(" ... ")
     assert error.startswith(start)
     assert error.endswith(end)
+
+
+def test_a_key_that_stands_twice_is_told_with_its_first_line_in_its_own_table() -> None:
+    (told,) = errors(b"[a]\nb=1\n[c]\nb=1\nd={b=1}\nb=1\n")
+    assert told == "line 6: b stands here a second time, first on line 4; a key or section may stand only once"
 
 
 def test_a_section_that_does_not_exist_is_told_with_the_nearest() -> None:

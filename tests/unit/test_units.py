@@ -235,3 +235,28 @@ def test_any_text_is_a_value_or_a_value_error(parse: Callable[[str], Any], text:
         parse(text)
     except ValueError as error:
         assert str(error).isprintable()  # noqa: PT017 - either outcome is right
+
+
+@pytest.mark.parametrize(
+    ("parse", "text", "near"),
+    [
+        (units.parse_duration, "10 s", "10s"),
+        (units.parse_duration, "10sec", "10s"),
+        (units.parse_duration, "90 Days", "90d"),
+        (units.parse_duration_or_never, "30 minutes", "30m"),
+        (units.parse_size, "5 MB", "5MiB"),
+        (units.parse_size, "2g", "2GiB"),
+        (units.parse_size, "100 bytes", "100B"),
+    ],
+)
+def test_what_was_probably_meant_is_proposed(parse: Callable[[str], object], text: str, near: str) -> None:
+    with pytest.raises(ValueError, match=rf'; did you mean "{near}"\?$'):
+        parse(text)
+    parse(near)
+
+
+@pytest.mark.parametrize("text", ["-1s", "ten seconds", "1.5h", "0 s", "1" * 30 + " s", "10 fortnights", "s"])
+def test_where_nothing_is_near_nothing_is_proposed(text: str) -> None:
+    with pytest.raises(ValueError, match="is no duration") as told:
+        units.parse_duration(text)
+    assert "did you mean" not in str(told.value)
