@@ -6,6 +6,7 @@ is told as what it is: the system's refusal, or a fault of dgproxy's own, whose 
 
 import contextlib
 import errno
+import io
 import os
 import resource
 import sys
@@ -37,6 +38,9 @@ class Guarded(click.RichGroup):
 def start(command: click.Command) -> NoReturn:
     """Runs a command as the whole of this process."""
     _open_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what the terminal's alphabet lacks, as in a key's name, is spelt out
+            stream.reconfigure(errors="backslashreplace")
     code: Any = 1
     try:
         with _told():

@@ -124,8 +124,9 @@ def run(host: str, port: int, options: Options | None = None) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, stop.set)
         async with serve(host, port, options) as server:
-            sys.stdout.write(f"stand-in Deepgram on {server.url}\n")
-            sys.stdout.flush()
+            with contextlib.suppress(OSError):  # whoever closed or filled stdout knows where it listens
+                sys.stdout.write(f"stand-in Deepgram on {server.url}\n")
+                sys.stdout.flush()
             await stop.wait()
 
     with asyncio.Runner(loop_factory=new_loop) as runner:

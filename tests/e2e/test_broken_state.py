@@ -11,6 +11,7 @@ import socket
 import sqlite3
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -352,3 +353,33 @@ def test_a_soft_limit_that_is_too_low_is_raised(place: Path) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     done = run(place, "keys", "list", prepare=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (8, hard)))
     assert_told(done, "first", codes=(0,))
+
+
+# --- what it is told to -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_name_that_the_terminal_cannot_show(encoding: str, place: Path) -> None:
+    environment = {"PYTHONIOENCODING": encoding}
+    config = str(place / "dgproxy.toml")
+    dgproxy("keys", "create", "--name", "\u65e5", "-c", config, env=environment)
+    listed = dgproxy("keys", "list", "-c", config, env=environment).stdout
+    assert ("\u65e5" if encoding == "utf-8" else r" \u65e5 ") in listed
+    shown = dgproxy("check", "-c", str(place / "\u65e5.toml"), env=environment, check=False)
+    assert_told(shown, "no such file")
+
+
+def test_a_stand_in_serves_where_nobody_reads_what_it_says() -> None:
+    port = free_port()
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen([*DGPROXY, "standin", "--listen", f"127.0.0.1:{port}"], stdout=full)
+    try:
+        give_up = time.monotonic() + WITHIN
+        while time.monotonic() < give_up and process.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.05)
+        assert process.poll() is None
+    finally:
+        process.terminate()
+        process.wait(WITHIN)
