@@ -286,16 +286,27 @@ def _read_origin(found: Any, _: Here) -> str:
     A page of a packaged app has a scheme of its own, like capacitor://localhost.
     """
     text = _text(found, '"https://app.example.com"')
-    match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://(.+)", text.lower())
+    example = 'write it like "https://app.example.com", or "*"'
     if text == "*":
         return text
+    if "@" in text:  # not quoted: what stands before it may be a password
+        raise ValueError(f"holds a user or password, which no origin does; {example}")
+    if text == "null":
+        raise ValueError('"null" is what every sandboxed frame and local file calls itself; "*" allows all pages')
+    if not text.isascii():
+        raise ValueError(f"{quoted(text)} is not what browsers send; write the name in Punycode (xn--...), as they do")
+    match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://([^/?#%]+)([/?#].*)?", text.lower())
     if match is None:
-        raise ValueError(f'{quoted(text)} is no origin; write it like "https://app.example.com", or "*"')
-    if match[2].endswith("/"):
-        raise ValueError(f'{quoted(text)} ends with a slash, which no origin does; write "{text.rstrip("/")}"')
-    implied = {"https": 443, "http": 80}.get(match[1], 0)
-    host, port = host_and_port(match[2], implied)
-    return f"{match[1]}://{authority(host, None if port == implied else port)}"
+        raise ValueError(f"{quoted(text)} is no origin; {example}")
+    scheme, named, rest = match.groups()
+    if scheme in {"ws", "wss"}:
+        page = f"{scheme.replace('ws', 'http')}://{named}"
+        raise ValueError(f"{quoted(text)} is no page's; a WebSocket has the origin of its page, like {quoted(page)}")
+    if rest:
+        raise ValueError(f'{quoted(text)} goes on after its host, which no origin does; write "{scheme}://{named}"')
+    implied = {"https": 443, "http": 80}.get(scheme, 0)
+    host, port = host_and_port(named, implied)
+    return f"{scheme}://{authority(host, None if port == implied else port)}"
 
 
 def _read_certificate(found: Any, here: Here) -> Certificate:

@@ -3,7 +3,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import example, given, strategies as st
 
 from dgproxy.access.cors import Cors, permission
 from dgproxy.config import examine_bytes
@@ -130,11 +130,19 @@ def test_an_origin_is_kept_as_browsers_write_it(written: str, meant: str) -> Non
 @pytest.mark.parametrize(
     ("written", "said"),
     [
-        ("app.example.com", "is no origin"),
-        ("null", "is no origin"),
-        ("https://app.example.com/", 'ends with a slash, which no origin does; write "https://app.example.com"'),
-        ("https://app.example.com/page", "neither an IP address nor a host name"),
-        ("https://user@app.example.com", "neither an IP address nor a host name"),
+        ("app.example.com", "is no origin; write it like"),
+        ("https://", "is no origin; write it like"),
+        ("file:///srv/page.html", "is no origin; write it like"),
+        ("https://[fe80::1%eth0]", "is no origin; write it like"),
+        ("null", "is what every sandboxed frame and local file calls itself"),
+        ("https://app.example.com/", 'goes on after its host, which no origin does; write "https://app.example.com"'),
+        ("https://app.example.com/page?a", 'which no origin does; write "https://app.example.com"'),
+        ("https://app.example.com#top", 'which no origin does; write "https://app.example.com"'),
+        ("wss://app.example.com", 'has the origin of its page, like "https://app.example.com"'),
+        ("https://b\u00fccher.example", "write the name in Punycode (xn--...)"),
+        ("https://\u212aey.example", "write the name in Punycode (xn--...)"),
+        ("https://*.example.com", "neither an IP address nor a host name"),
+        ("https://user@app.example.com", "holds a user or password, which no origin does"),
     ],
 )
 def test_what_is_no_origin_is_told(written: str, said: str) -> None:
@@ -142,3 +150,38 @@ def test_what_is_no_origin_is_told(written: str, said: str) -> None:
     config, findings = examine_bytes(text.encode(), _PATH)
     assert config is None
     assert [finding for finding in findings if said in finding.message and finding.key == "cors.origins[0]"]
+
+
+_WRITTEN: Final = st.text(
+    st.characters(min_codepoint=0x20, max_codepoint=0x2FFF, exclude_characters='"\\'), max_size=20
+)
+_ALMOST: Final = st.builds(
+    "{}{}{}{}".format,
+    st.sampled_from(["https://", "HTTP://", "capacitor://", "wss://", ""]),
+    st.from_regex(r"[a-zA-Z0-9._\[\]:-]{1,20}", fullmatch=True),
+    st.sampled_from(["", ":443", ":80", ":8443", ":0", ":"]),
+    st.sampled_from(["", "", "/", "?a", "\u212a"]),
+)
+
+
+@given(origin=_ALMOST | _WRITTEN)
+@example(origin="https://[::FFFF:1.2.3.4]:443")
+def test_what_is_kept_of_an_origin_is_one_that_is_allowed(origin: str) -> None:
+    config, _ = examine_bytes(f'[cors]\norigins = ["{origin}"]\n[plans.default]\n'.encode(), _PATH)
+    if config is None:
+        return
+    (kept,) = config.cors.origins
+    assert re.fullmatch(r"\*|[a-z][a-z0-9+.-]*://[a-z0-9._:\[\]-]+", kept)
+    assert not kept.startswith(("ws:", "wss:"))
+    assert not re.fullmatch(r"https:.*:443|http:.*:80", kept)
+    assert _configured(kept) == (kept,)
+    assert not isinstance(Cors([kept]).judge(head(f"Origin: {kept}")), Refusal)
+
+
+@given(before=_WRITTEN, between=_WRITTEN, behind=_WRITTEN)
+@example(before="https://user:", between="", behind="app.example.com")
+def test_a_password_in_an_origin_is_never_said(before: str, between: str, behind: str) -> None:
+    text = f'[cors]\norigins = ["{before}Tr0ub4dor{between}@{behind}"]\n[plans.default]\n'
+    config, findings = examine_bytes(text.encode(), _PATH)
+    assert config is None
+    assert "Tr0ub4dor" not in repr(findings)
