@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from dgproxy import redaction
 from dgproxy.wire.fields import TOKEN
 from dgproxy.wire.head import Head
 from dgproxy.wire.refusals import ORIGIN_NOT_ALLOWED, Refusal
@@ -21,6 +22,7 @@ Lines = tuple[tuple[str, str], ...]
 MAX_AGE: Final = 7200  # seconds for which a browser keeps a preflight's answer; Chromium's own most
 # What pages may read: all, and by name what hosted Deepgram exposes, for browsers that do not know "*" there.
 _EXPOSED: Final = "*, dg-request-id, dg-error, dg-model-name, dg-model-uuid, dg-char-count, Retry-After"
+_NAMED: Final = 300  # characters of a refused Origin in the log; a name has up to 253
 _NAMES = re.compile(TOKEN + rb"++(?:[ \t]*,[ \t]*" + TOKEN + rb"++)*")
 
 
@@ -53,6 +55,12 @@ class Cors:
             and bool(head.all(b"origin"))
             and head.one(b"access-control-request-method") is not None
         )
+
+
+def named(head: Head) -> str:
+    """What a request says its origin is, for the log: whoever is to allow it must know how it is written."""
+    origins = ", ".join(origin.decode("latin-1") for origin in head.all(b"origin"))
+    return redaction.redact(origins)[:_NAMED]  # in this order: half a key does not look like one
 
 
 def permission(head: Head, methods: Iterable[bytes], owed: Lines, date: str, *, close: bool) -> bytes:

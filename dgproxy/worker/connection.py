@@ -195,7 +195,7 @@ class Connection:
             return await self._refuse(cls, request_id, "route", meter)
         meter.cls = cls
         if isinstance(owed, Refusal):  # phase: cors
-            return await self._refuse(owed, request_id, "cors", meter)
+            return await self._refuse(owed, request_id, "cors", meter, detail=cors.named(head))
 
         credential = credentials.find(head.headers, websocket=head.websocket)  # phase: credential
         if isinstance(credential, Refusal):
@@ -228,7 +228,7 @@ class Connection:
         if isinstance(methods, Refusal):
             return await self._refuse(methods, meter.request_id, "route", meter)
         if isinstance(owed, Refusal):
-            return await self._refuse(owed, meter.request_id, "cors", meter)
+            return await self._refuse(owed, meter.request_id, "cors", meter, detail=cors.named(head))
         if self._worker.log.wants(events.REQUEST_PREFLIGHT):
             self._worker.log(events.REQUEST_PREFLIGHT, **meter.fields())
         close = self._closes(head, body_read=False)

@@ -10,6 +10,7 @@ import pytest
 from tests.conftest import second_only
 from tests.support import raw, scripted
 from tests.support.clients import Answer, assert_refusal
+from tests.support.logs import SECRETS, mentions, parse
 from tests.support.proxy import Proxy
 from tests.support.raw import AUTH, HOST, connect, exchange, post, read_answer, send, ws
 from tests.support.upstreams import Upstream
@@ -194,6 +195,28 @@ def test_a_request_of_another_origin_is_refused_whatever_its_key(one: Proxy, ups
         assert_refusal(answer, 403, "INSUFFICIENT_PERMISSIONS")
         assert said_of_cors(answer) == {}
     assert not upstream.heads()
+
+
+@pytest.mark.parametrize(
+    ("lines", "named"),
+    [
+        ([b"Origin: https://evil.example"], "https://evil.example"),
+        ([b"Origin: null"], "null"),
+        ([ORIGIN, b"Origin: \xff\tx"], f"{APP}, \xff\\u0009x"),
+        ([b"Origin: https://" + b"x" * 8000], "https://" + "x" * 292),
+        ([b"Origin: https://KEY.example"], None),
+        ([b"Origin: https://" + b"x" * 260 + b".KEY"], None),
+    ],
+)
+def test_the_log_says_which_origin_was_refused_but_no_key(one: Proxy, lines: list[bytes], named: str | None) -> None:
+    for sent in (preflight(*lines, ASKED, CLOSE), post(*lines, b"Content-Length: 0", CLOSE)):
+        (answer,) = exchange(one, sent)
+        assert_refusal(answer, 403, "INSUFFICIENT_PERMISSIONS")
+        line = one.stderr.wait_for(mentions(request_id=answer.value("dg-request-id"), phase="cors"))
+        (entry,) = parse([line])
+        if named is not None:
+            assert entry["detail"] == named
+        assert not SECRETS.found_in(line.encode())
 
 
 @pytest.mark.bad_input("W17")
