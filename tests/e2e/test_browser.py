@@ -57,6 +57,14 @@ async function stream(key, base, audio) {
     live.sendCloseStream({ type: "CloseStream" });
   });
 }
+async function headers(url, key, credentials) {
+  try {
+    const got = await fetch(url, { headers: { authorization: "Token " + key }, credentials });
+    return Object.fromEntries(got.headers);
+  } catch (error) {
+    return null;
+  }
+}
 async function raw(url, protocols) {
   return await new Promise((resolve) => {
     const socket = new WebSocket(url, protocols);
@@ -156,6 +164,21 @@ def test_a_page_can_read_why_its_key_is_refused(
     assert said["status"] == 401
     assert said["body"]["err_code"] == "INVALID_AUTH"
     assert not upstream.heads()
+
+
+def test_a_page_reads_the_headers_of_an_answer_but_not_as_the_browsers_own_user(
+    browser: Chromium, guarded: Proxy, upstream: Upstream, site: int
+) -> None:
+    url = f"{guarded.base_url}/v1/models"
+    with browser.page() as page:
+        opened(page, "localhost", site)
+        read = call(page, "headers", url, guarded.key, "omit")
+        refused = call(page, "headers", url, WRONG, "omit")
+        as_user = call(page, "headers", url, guarded.key, "include")
+    assert {"dg-request-id", "content-type", "date"} <= set(read)
+    assert {"dg-request-id", "dg-error"} <= set(refused)
+    assert as_user is None, "Access-Control-Allow-Credentials is never said"
+    assert len(upstream.heads()) == 1
 
 
 def test_a_page_of_another_origin_gets_nothing(
