@@ -50,7 +50,7 @@ SNIPPETS: Final = (
         "browser.html",
         "Browser, JavaScript 5",
         "The key is a subprotocol of the stream, and a header of the request. The origin of the page must be in `[cors]"
-        " origins`. Tested without a browser, with the SDK's bundle in Node.",
+        " origins`. Run in Chromium.",
     ),
     Snippet("go.go", "Go", f"{_NOT_RUN} `Host` has no scheme: {_GO_HOST}"),
     Snippet("dotnet.cs", ".NET", _NOT_RUN),

@@ -5,13 +5,16 @@ import functools
 import http.server
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from tests.clients.test_javascript import MODULES
+from tests.clients.test_snippets import both, paste
 from tests.conftest import second_only
 from tests.support.chromium import Chromium, Page, found
+from tests.support.clients import assert_length_kept
 from tests.support.logs import SECRETS, mentions
 from tests.support.proxy import Proxy
 from tests.support.upstreams import Upstream, values
@@ -74,6 +77,15 @@ async function raw(url, protocols) {
 }
 """
 
+_UNTIL_SAID: Final = """
+new Promise((resolve) => {{
+  const heard = document.getElementById("heard");
+  const look = () => heard.textContent.includes(`{}`) && resolve(heard.textContent);
+  new MutationObserver(look).observe(heard, {{ childList: true, characterData: true, subtree: true }});
+  look();
+}})
+"""
+
 
 class _Site(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
@@ -81,12 +93,18 @@ class _Site(http.server.SimpleHTTPRequestHandler):
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """A web site on this machine: its port. By its two names it is two origins."""
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the site serves."""
     directory = tmp_path_factory.mktemp("site")
     (directory / "index.html").write_text(_PAGE)
     (directory / "deepgram.js").write_bytes(SDK.read_bytes())
-    handler = functools.partial(_Site, directory=str(directory))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def site(pages: Path) -> Iterator[int]:
+    """A web site on this machine: its port. By its two names it is two origins."""
+    handler = functools.partial(_Site, directory=str(pages))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -142,6 +160,20 @@ def test_a_page_streams_with_deepgrams_sdk_by_the_subprotocol(
     assert not values(head, "Sec-WebSocket-Protocol")
     assert values(head, "Origin") == [f"http://localhost:{site}"]
     assert guarded.stderr.wait_for(mentions(event="stream.open", subprotocol="token"))
+
+
+def test_the_page_of_the_documents_runs_as_pasted(
+    browser: Chromium, guarded: Proxy, upstream: Upstream, site: int, pages: Path, wav: bytes, tmp_path: Path
+) -> None:
+    (pages / "pasted.html").write_text(paste("browser.html", guarded, wav, tmp_path))
+    with browser.page() as page:
+        page.open(f"http://localhost:{site}/pasted.html")
+        page.choose("#file", tmp_path / "audio.wav")
+        said = page.run(_UNTIL_SAID.format(f"\nheard {len(wav)} bytes"))
+        posted, streamed = both(upstream, wav)
+    assert said.splitlines()[0] == f"second upstream heard {len(wav)} bytes"
+    assert_length_kept(posted, len(wav))
+    assert (posted["method"], streamed["method"], streamed["close_code"]) == ("POST", "GET", 1000)
 
 
 def test_a_page_posts_after_a_preflight_that_has_no_key(
