@@ -3,7 +3,8 @@
 Rules of this file: without configured origins nothing is said, and nothing refused: browsers then let no page read an
 HTTP answer. With origins, a request that names another origin is refused, a WebSocket too (browsers have no CORS for
 these, bad-inputs W17); one that names none comes from no page. Credentials mode is never allowed: a key is sent by the
-page's own code, never by the browser on its own, so no other site can borrow it.
+page's own code, never by the browser on its own, so no other site can borrow it. Every answer, to whomever, is one that
+a cache may keep: it says that it varies with the origin, or is the same for all.
 
 Source: Fetch, 3.3 (fetch.spec.whatwg.org/#http-cors-protocol).
 """
@@ -23,6 +24,7 @@ MAX_AGE: Final = 7200  # seconds for which a browser keeps a preflight's answer;
 # What pages may read: all, and by name what hosted Deepgram exposes, for browsers that do not know "*" there.
 _EXPOSED: Final = "*, dg-request-id, dg-error, dg-model-name, dg-model-uuid, dg-char-count, Retry-After"
 _NAMED: Final = 300  # characters of a refused Origin in the log; a name has up to 253
+_VARY: Final = ("Vary", "Origin")
 _NAMES = re.compile(TOKEN + rb"++(?:[ \t]*,[ \t]*" + TOKEN + rb"++)*")
 
 
@@ -34,18 +36,27 @@ class Cors:
         self._origins = frozenset(origin.encode() for origin in origins)
         self._any = b"*" in self._origins
 
-    def judge(self, head: Head) -> Lines | Refusal:
-        """What every answer to this request says of CORS, or the refusal of its origin."""
+    def judge(self, head: Head) -> Refusal | None:
+        """The refusal of the request's origin, if it is none that may call."""
+        if not self._origins or self._any:
+            return None
+        origins = head.all(b"origin")
+        return ORIGIN_NOT_ALLOWED if len(origins) > 1 or not self._origins.issuperset(origins) else None
+
+    def owed(self, head: Head) -> Lines:
+        """What every answer to this request says of CORS, a refusal of its origin too."""
         if not self._origins:
             return ()
-        origins = head.all(b"origin")
-        if not self._any and origins and (len(origins) > 1 or origins[0] not in self._origins):
-            return ORIGIN_NOT_ALLOWED
-        vary: Lines = () if self._any else (("Vary", "Origin"),)
-        if not origins:
-            return vary
-        allowed = "*" if self._any else origins[0].decode("ascii")
-        return (("Access-Control-Allow-Origin", allowed), ("Access-Control-Expose-Headers", _EXPOSED), *vary)
+        if self._any:
+            return (("Access-Control-Allow-Origin", "*"), ("Access-Control-Expose-Headers", _EXPOSED))
+        origin = head.one(b"origin")
+        if origin is None or origin not in self._origins:
+            return (_VARY,)
+        return (
+            ("Access-Control-Allow-Origin", origin.decode("ascii")),
+            ("Access-Control-Expose-Headers", _EXPOSED),
+            _VARY,
+        )
 
     def is_preflight(self, head: Head) -> bool:
         """Whether a browser asks, without a key, if it may send what a page wants to."""
@@ -64,7 +75,7 @@ def named(head: Head) -> str:
 
 
 def permission(head: Head, methods: Iterable[bytes], owed: Lines, date: str, *, close: bool) -> bytes:
-    """The answer to a preflight: these methods, and the headers that it asked for. `owed` is what `judge` says.
+    """The answer to a preflight: these methods, and the headers that it asked for. `owed` is Cors'.
 
     Which headers a request has is no matter of CORS here: none of them has any right of its own, and those that could
     mislead the upstream never reach it (wire.forwarding).

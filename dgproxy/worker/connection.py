@@ -16,7 +16,6 @@ import msgspec
 
 from dgproxy import events
 from dgproxy.access import cors, credentials, policy
-from dgproxy.access.cors import Lines
 from dgproxy.access.credentials import Credential
 from dgproxy.access.keys import Record as Key
 from dgproxy.access.limits import Slot, source
@@ -184,18 +183,17 @@ class Connection:
         if isinstance(handshake, Refusal):
             return await self._refuse(handshake, request_id, "head", meter)
 
-        owed = worker.cors.judge(head)
-        if not isinstance(owed, Refusal):
-            meter.owed = owed
+        meter.owed = worker.cors.owed(head)
         if worker.cors.is_preflight(head):
-            return await self._preflight(meter, owed)
+            return await self._preflight(meter)
 
         cls = deepgram.route(head.method, head.path, websocket=head.websocket)  # phase: route
         if isinstance(cls, Refusal):
             return await self._refuse(cls, request_id, "route", meter)
         meter.cls = cls
-        if isinstance(owed, Refusal):  # phase: cors
-            return await self._refuse(owed, request_id, "cors", meter, detail=cors.named(head))
+        refusal = worker.cors.judge(head)  # phase: cors
+        if refusal is not None:
+            return await self._refuse(refusal, request_id, "cors", meter, detail=cors.named(head))
 
         credential = credentials.find(head.headers, websocket=head.websocket)  # phase: credential
         if isinstance(credential, Refusal):
@@ -221,18 +219,19 @@ class Connection:
         # Not above: the exception would hold all that was on its way, for as long as the client is seen off.
         return await self._end_cut(meter, self._cut)
 
-    async def _preflight(self, meter: Meter, owed: Lines | Refusal) -> bool:
+    async def _preflight(self, meter: Meter) -> bool:
         """Tells a browser, which has no key yet, what a page may send; whether another request may follow."""
         head = meter.head
         methods = deepgram.methods(head.path)
         if isinstance(methods, Refusal):
             return await self._refuse(methods, meter.request_id, "route", meter)
-        if isinstance(owed, Refusal):
-            return await self._refuse(owed, meter.request_id, "cors", meter, detail=cors.named(head))
+        refusal = self._worker.cors.judge(head)
+        if refusal is not None:
+            return await self._refuse(refusal, meter.request_id, "cors", meter, detail=cors.named(head))
         if self._worker.log.wants(events.REQUEST_PREFLIGHT):
             self._worker.log(events.REQUEST_PREFLIGHT, **meter.fields())
         close = self._closes(head, body_read=False)
-        answer = cors.permission(head, methods, owed, formatdate(usegmt=True), close=close)
+        answer = cors.permission(head, methods, meter.owed, formatdate(usegmt=True), close=close)
         return await self._answer(answer, close=close)
 
     async def _serve_key(

@@ -77,7 +77,7 @@ CATALOGUE: Final[dict[str, str]] = {
     "W14": "odd subprotocols",
     "W15": "a subprotocol's credential and a header's",
     "W16": "empty and odd messages",
-    "W17": "Origin",
+    "W17": "Origin, and what a browser asks before it sends",
     "R1": "slow heads and bodies",
     "R2": "a client that does not read",
     "R3": "5,000 silent connections",

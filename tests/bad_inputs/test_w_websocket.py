@@ -18,7 +18,7 @@ from dgproxy.wire.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
 from tests.support import usage
 from tests.support.frames import frame
 from tests.support.proxy import Proxy
-from tests.support.raw_ws import ECHO, RawStream, Stage, before, honest, reset, stage
+from tests.support.raw_ws import RawStream, Stage, before, honest, reset, stage
 from tests.support.scripted import PATIENCE, read_head, switching_protocols
 from tests.support.upstreams import Upstream
 
@@ -555,14 +555,3 @@ def test_w13_what_the_log_says_was_sent_is_what_the_client_got(playing: tuple[St
     assert (line["end"], line["code_sent"], line["code_from_upstream"]) == ("upstream_gone", None, 1011)
     set_.act = echo_once
     honest(proxy, key)
-
-
-# --- W17 -------------------------------------------------------------------------------------------------------------
-
-
-def test_w17_a_page_of_another_site_may_connect_with_a_key(proxy: Proxy, upstream: Upstream, key: str) -> None:
-    with RawStream(proxy, key, ECHO, headers=("Origin: https://evil.example",)) as stream:
-        assert stream.head.startswith(b"HTTP/1.1 101")
-        stream.send(close(1000))
-        assert stream.close_code() == 1000
-    assert upstream.only()
