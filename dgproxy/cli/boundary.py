@@ -20,6 +20,7 @@ from dgproxy.cli.common import FILES, fail, need_files
 from dgproxy.redaction import redact
 
 INTERRUPTED: Final = 130  # 128 + SIGINT, as shells have it
+_OF_WRITING: Final = (errno.ENOSPC, errno.EBADF, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _TRACEBACK: Final = "DGPROXY_TRACEBACK"
 
 
@@ -97,7 +98,9 @@ def _refused(error: OSError | MemoryError) -> str:
     if error.errno in (errno.EMFILE, errno.ENFILE):
         soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return f"{named}too many open files: the limit is {soft}; raise it with `ulimit -n`, or LimitNOFILE= of a unit"
-    return f"{named}{error.strerror or error}"
+    if error.errno == errno.ENOENT and not named:
+        return "the current directory does not exist any more; go to one that does"
+    return f"{named or 'cannot write: ' * (error.errno in _OF_WRITING)}{error.strerror or error}"
 
 
 def _line(text: str) -> str:
