@@ -45,7 +45,7 @@ PROXIES: Final = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY")
 
 
 def environment(more: Mapping[str, str]) -> dict[str, str]:
-    unset = {name for base in PROXIES for name in (base, base.lower())}
+    unset = {name for base in PROXIES for name in (base, base.lower())} | {"MAKELEVEL"}  # the tests may run under make
     return {**{name: value for name, value in os.environ.items() if name not in unset}, **more}
 
 
