@@ -49,6 +49,7 @@ typedef struct {
     Py_ssize_t left_at, fragmented_at, held_at, closed_at; /* the tracker's slots */
     unsigned char mask;                                     /* 0x80 if the source's frames are masked */
     bool stopped;
+    bool behind; /* OpenSSL has more, or has an end or an error that it will give again: no poll tells of it */
     unsigned long long count;
 } Pump;
 
@@ -235,7 +236,8 @@ PyDoc_STRVAR(run_doc, "run()\n--\n\nPumps what is there. Whether there may be mo
 static PyObject *run(Pump *self, PyObject *Py_UNUSED(ignored))
 {
     Py_INCREF(self); /* a handler may let go of us */
-    bool more = true, well = true, behind = false;
+    bool more = true, well = true;
+    self->behind = false;
     for (int round = 0; round < ROUNDS && !self->stopped; round++) {
         char *buffer = self->buffer.buf;
         Py_ssize_t size = 0, got;
@@ -250,7 +252,7 @@ static PyObject *run(Pump *self, PyObject *Py_UNUSED(ignored))
             goto out;
         }
         /* OpenSSL gives an end or an error again, so what came before is dealt with first. */
-        behind = got > 0 ? buffered(&self->source) : got != DRY;
+        self->behind = got > 0 ? buffered(&self->source) : got != DRY;
         int passes = usual(self, (const unsigned char *)buffer, (uint64_t)size);
         if (passes < 0) {
             well = false;
@@ -265,10 +267,10 @@ static PyObject *run(Pump *self, PyObject *Py_UNUSED(ignored))
             well = !PyErr_Occurred();
             break;
         }
-        if (size < self->buffer.len && !behind) /* it has most likely emptied the socket, and poll tells if not */
+        if (size < self->buffer.len && !self->behind) /* it has most likely emptied the socket, and poll tells if not */
             goto out;
     }
-    if (well && behind && !self->stopped) /* what OpenSSL holds no poll will tell of */
+    if (well && self->behind && !self->stopped)
         well = tell(self, name_again);
 out:
     Py_DECREF(self);
@@ -279,7 +281,7 @@ PyDoc_STRVAR(pending_doc, "pending()\n--\n\nWhether the source has bytes, or an 
 
 static PyObject *pending(Pump *self, PyObject *Py_UNUSED(ignored))
 {
-    return PyBool_FromLong(!self->stopped && buffered(&self->source));
+    return PyBool_FromLong(!self->stopped && (self->behind || buffered(&self->source)));
 }
 
 PyDoc_STRVAR(stop_doc, "stop()\n--\n\nUses neither peer any more; may be called twice.");

@@ -123,15 +123,19 @@ class Peer:
             pieces.append(piece)
         return b"".join(pieces)
 
-    async def half_close(self, *, notify: bool = True) -> None:
-        """Says that nothing more comes; under TLS not so if not `notify`. What the other end sends is still read."""
+    async def half_close(self, *, notify: bool = True, fin: bool = True) -> None:
+        """Says that nothing more comes; under TLS not so if not `notify`, and without `fin` TCP says nothing of it.
+
+        What the other end sends is still read.
+        """
         if self._tls is not None and notify:
             with contextlib.suppress(ssl.SSLWantReadError):  # what OpenSSL still held would come after the end
                 assert not self._tls.read(65536), "read first"
             with contextlib.suppress(ssl.SSLWantReadError):
                 self._tls.unwrap()
             await self._flush()
-        self.sock.shutdown(socket.SHUT_WR)
+        if fin:
+            self.sock.shutdown(socket.SHUT_WR)
 
     def reset(self) -> None:
         """Ends it with RST."""

@@ -266,6 +266,25 @@ def test_the_source_is_not_read_while_the_sink_is_stuck(
 
 
 @pytest.mark.parametrize("total", range(20_000, 60_000, 1_111))
+def test_an_end_that_tls_alone_tells_of_is_passed_on_however_full_the_sink_was_when_it_came(total: int) -> None:
+    """What OpenSSL has read of it no poll of the socket tells of again."""
+
+    async def work(rig: Rig) -> None:
+        async def say_all() -> None:
+            for start in range(0, total, 331):
+                await rig.client.send(bytes(min(331, total - start)))
+            await rig.client.half_close(fin=False)
+
+        rig.start()
+        saying = asyncio.ensure_future(say_all())
+        await settled(rig)
+        assert len(await rig.server.read_all()) == total
+        await saying
+
+    run(work, secure_client=True, secure_server=False, buffer=SMALL)
+
+
+@pytest.mark.parametrize("total", range(20_000, 60_000, 1_111))
 def test_the_end_of_tls_is_told_however_full_the_sink_is(total: int) -> None:
     """close_notify needs room in the kernel too; without it a peer that was only slow sees a truncation."""
 
