@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Self
 
-from bench.streams import machine, rss_kib
+from bench.machine import facts, resident_kib
 from tests.support import scripted
 from tests.support.proxy import Proxy
 
@@ -32,12 +32,12 @@ class Watch:
     def __init__(self, pid: int) -> None:
         self._pid = pid
         self._over = threading.Event()
-        self.before = self.most = rss_kib(pid)
+        self.before = self.most = resident_kib(pid)
         self._thread = threading.Thread(target=self._look)
 
     def _look(self) -> None:
         while not self._over.wait(0.05):
-            self.most = max(self.most, rss_kib(self._pid))
+            self.most = max(self.most, resident_kib(self._pid))
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -97,7 +97,7 @@ def run(size: int, directory: Path) -> dict[str, Any]:
         else:
             sock.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}")
 
-    figures: dict[str, Any] = {"machine": machine(), "bytes": size}
+    figures: dict[str, Any] = {"machine": facts(), "bytes": size}
     with scripted.upstream(serve) as url, Proxy(directory, url, {"server.workers": "1"}) as proxy:
         (pid,) = proxy.worker_pids()
 

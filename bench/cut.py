@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from bench.streams import POINTS, machine, raise_fd_limit
+from bench.machine import facts
+from bench.streams import POINTS, raise_fd_limit
 from dgproxy.wire.frames import BINARY, CLOSE, TEXT
 from tests.support.frames import frame
 from tests.support.proxy import DGPROXY, Proxy
@@ -177,7 +178,7 @@ def run(count: int, others: int, directory: Path) -> dict[str, Any]:
                     "seconds": seconds_at(times),
                 }
             return {
-                "machine": machine(),
+                "machine": facts(),
                 "streams": count,
                 "per_worker": spread,
                 "command_s": round(returned - begun, 3),

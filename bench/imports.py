@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from bench.streams import machine
+from bench.machine import facts
 from tests.support.proxy import DGPROXY, Proxy
 
 ASK: Final = b'{"v":1,"command":"status"}\n'
@@ -70,7 +70,7 @@ def main() -> int:
     parser.add_argument("--keys", type=int, default=100_000)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    found: dict[str, Any] = {"machine": machine(), "keys": options.keys}
+    found: dict[str, Any] = {"machine": facts(), "keys": options.keys}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         file = directory / "keys.csv"

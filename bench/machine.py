@@ -22,6 +22,7 @@ def facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "openssl": ssl.OPENSSL_VERSION,
         "uvloop": version("uvloop"),
+        "picows": version("picows"),
         "load_before": os.getloadavg()[0],
     }
 
@@ -37,14 +38,22 @@ def cpu_seconds(pid: int) -> float:
     return total / 1e9
 
 
-def rss_kib(pid: int) -> int:
+def own_kib(pid: int) -> int:
     """Resident memory of a process that is its own, shared pages left out; 0 if it is gone."""
+    return _status(pid, "RssAnon:")
+
+
+def resident_kib(pid: int) -> int:
+    """All of its resident memory; 0 if it is gone."""
+    return _status(pid, "VmRSS:")
+
+
+def _status(pid: int, name: str) -> int:
     try:
         text = (PROC / str(pid) / "status").read_text()
     except OSError:
         return 0
-    sizes = {line.split()[0]: int(line.split()[1]) for line in text.splitlines() if line.startswith("Rss")}
-    return sizes.get("RssAnon:", 0)
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(name)), 0)
 
 
 def pin(pid: int, core: int) -> None:

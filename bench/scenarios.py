@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bench.machine import cpu_seconds, rss_kib
+from bench.machine import cpu_seconds, own_kib
 from bench.native import Load
 from bench.servers import Server
 
@@ -170,11 +170,11 @@ def scenarios(*, seconds: float, streams: int) -> dict[str, Scenario]:
 
 def measure(scenario: Scenario, server: Server, *, key: str, tls: bool, core: int, upstream_pid: int) -> Run:
     """Puts the load on a server that is up."""
-    idle = sum(rss_kib(pid) for pid in server.pids)
+    idle = sum(own_kib(pid) for pid in server.pids)
     options = {"port": server.port, "tls": tls, "key": key, **scenario.options}
     with Load(scenario.mode, core, **options) as load:
         time.sleep(_SETTLE)
-        opened = sum(rss_kib(pid) for pid in server.pids)
+        opened = sum(own_kib(pid) for pid in server.pids)
         before = {pid: cpu_seconds(pid) for pid in (*server.pids, load.pid, upstream_pid)}
         began = time.monotonic()
         figures: dict[str, Any] = {"done": load.opened} if scenario.mode == "idle" else load.run(scenario.within)

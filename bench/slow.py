@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from bench.streams import machine, raise_fd_limit, rss_kib
+from bench.machine import facts, resident_kib
+from bench.streams import raise_fd_limit
 from tests.support.proxy import Proxy
 from tests.support.upstreams import Upstream
 
@@ -213,7 +214,7 @@ def run(rounds: int, seconds: float, attackers: int, directory: Path) -> dict[st
                     {
                         "attacked": attacked,
                         "connections": open_now,
-                        "rss_kib": [rss_kib(pid) for pid in pids],
+                        "rss_kib": [resident_kib(pid) for pid in pids],
                         **{
                             f"{kind}_{name}_ms": p(part, values)
                             for kind, values in latencies.items()
@@ -223,7 +224,7 @@ def run(rounds: int, seconds: float, attackers: int, directory: Path) -> dict[st
                 )
                 time.sleep(1.0)
             honest.close()
-            return {"machine": machine(), "attackers": attackers, "phases": phases, "ratios": ratios(phases)}
+            return {"machine": facts(), "attackers": attackers, "phases": phases, "ratios": ratios(phases)}
     finally:
         upstream.stop()
 

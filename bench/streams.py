@@ -12,10 +12,8 @@ import gc
 import json
 import math
 import os
-import platform
 import random
 import resource
-import ssl
 import struct
 import sys
 import tempfile
@@ -25,14 +23,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import picows
 import uvloop
 
-from tests.support.processes import PROC, children
+from bench import machine
+from tests.support.processes import children
 from tests.support.proxy import Proxy
 from tests.support.upstreams import Upstream
 
@@ -42,7 +40,6 @@ TARGET: Final = "/v1/listen?model=nova-3&encoding=linear16&sample_rate=16000&sta
 OPEN_AT_ONCE: Final = 32  # handshakes in flight
 SETTLE: Final = 2.5  # seconds: workers report each second
 LAST_WORDS: Final = 10.0  # seconds for the last echoes
-TICKS: Final = os.sysconf("SC_CLK_TCK")
 SHARE: Final = (0.4, 0.6)  # of the streams, for each of two workers (performance.md)
 POINTS: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
 TIMER: Final = 0.002  # seconds; the loop's timers are not finer, so what is due sooner is polled for
@@ -50,25 +47,6 @@ BETWEEN: Final = 64  # messages sent before what has come meanwhile is read
 
 
 # --- processes ------------------------------------------------------------------------------------------------------
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process so far; 0 if it is gone, which is a fault of its own."""
-    fields = _proc(pid, "stat").rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICKS if fields else 0.0  # utime, stime; proc(5), from the state on
-
-
-def rss_kib(pid: int) -> int:
-    """Resident memory of a process; 0 if it is gone."""
-    sizes = [line.split()[1] for line in _proc(pid, "status").splitlines() if line.startswith("VmRSS:")]
-    return int(sizes[0]) if sizes else 0
-
-
-def _proc(pid: int, name: str) -> str:
-    try:
-        return (PROC / str(pid) / name).read_text()
-    except OSError:
-        return ""
 
 
 def raise_fd_limit(streams: int) -> None:
@@ -81,23 +59,6 @@ def raise_fd_limit(streams: int) -> None:
     if hard < 4 * streams:
         raise SystemExit(f"the hard limit of file descriptors is {hard}; {streams} streams need {4 * streams}")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    models = [
-        line.partition(":")[2].strip() for line in (PROC / "cpuinfo").read_text().splitlines() if "model name" in line
-    ]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "kernel": platform.release(),
-        "python": platform.python_version(),
-        "openssl": ssl.OPENSSL_VERSION,
-        "uvloop": version("uvloop"),
-        "picows": version("picows"),
-        "load_before": os.getloadavg()[0],
-    }
 
 
 # --- streams --------------------------------------------------------------------------------------------------------
@@ -227,7 +188,7 @@ def percentiles(seconds: "array[float]") -> dict[str, float]:
 
 async def measure(proxy: Proxy, upstream_pid: int, args: argparse.Namespace) -> dict[str, Any]:
     """The whole run against a proxy that is up."""
-    here = machine()
+    here = machine.facts()
     status = await asyncio.to_thread(proxy.status)
     pids = {
         **{f"worker {worker['index']}": int(worker["pid"]) for worker in status["workers"]},
@@ -236,29 +197,29 @@ async def measure(proxy: Proxy, upstream_pid: int, args: argparse.Namespace) -> 
         "generator": os.getpid(),
     }
     key = (await asyncio.to_thread(proxy.new_key, "bench", streams=str(args.streams))).key
-    idle = {name: rss_kib(pid) for name, pid in pids.items()}
+    idle = {name: machine.resident_kib(pid) for name, pid in pids.items()}
     tally = Tally()
 
     began = time.monotonic()
-    cpu_opening = {name: cpu_seconds(pid) for name, pid in pids.items()}
+    cpu_opening = {name: machine.cpu_seconds(pid) for name, pid in pids.items()}
     streams = await open_all(proxy, key, args, tally)
     opening = time.monotonic() - began
     if not streams:
         raise SystemExit("no stream could be opened")
-    cpu_opening = {name: cpu_seconds(pid) - cpu_opening[name] for name, pid in pids.items()}
+    cpu_opening = {name: machine.cpu_seconds(pid) - cpu_opening[name] for name, pid in pids.items()}
 
     await asyncio.sleep(SETTLE)
     shares = {f"worker {one['index']}": one["streams"] for one in (await asyncio.to_thread(proxy.status))["workers"]}
-    opened_rss = {name: rss_kib(pid) for name, pid in pids.items()}
+    opened_rss = {name: machine.resident_kib(pid) for name, pid in pids.items()}
     gc.collect()
     gc.freeze()  # the generator's own pauses are not the proxy's latency
     gc.disable()
-    before, at = {name: cpu_seconds(pid) for name, pid in pids.items()}, time.monotonic()
+    before, at = {name: machine.cpu_seconds(pid) for name, pid in pids.items()}, time.monotonic()
     await load(streams, args, tally)
     wall = time.monotonic() - at
-    used = {name: max(0.0, cpu_seconds(pid) - before[name]) for name, pid in pids.items()}
+    used = {name: max(0.0, machine.cpu_seconds(pid) - before[name]) for name, pid in pids.items()}
     gc.enable()
-    loaded = {name: rss_kib(pid) for name, pid in pids.items()}
+    loaded = {name: machine.resident_kib(pid) for name, pid in pids.items()}
 
     after = await asyncio.to_thread(proxy.status)
     tally.ending = True

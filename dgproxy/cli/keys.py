@@ -165,7 +165,7 @@ def _all(config: Config) -> list[dict[str, Any]]:
 
 
 @contextlib.contextmanager
-def _told() -> Iterator[None]:
+def told() -> Iterator[None]:
     """Whatever stands in a command's way, as its last word."""
     try:
         yield
@@ -213,7 +213,7 @@ def create(config: str | None, *, as_json: bool, name: str, plan: str, expires: 
     """Make a key and print it, this once."""
     overrides = {option.replace("_", "-"): value for option, value in own.items() if value is not None}
     args = {"name": name, "plan": plan, "expires": expires, "overrides": overrides}
-    with _told():
+    with told():
         made = ask(load(find_config(config)), "keys.create", args)
     try:
         emit(made, _new_key(made), as_json=as_json)
@@ -227,7 +227,7 @@ def create(config: str | None, *, as_json: bool, name: str, plan: str, expires: 
 @json_option
 def list_(config: str | None, *, as_json: bool) -> None:
     """List all keys, in the order of making."""
-    with _told():
+    with told():
         found = _all(load(find_config(config)))
     emit(found, _many(found), as_json=as_json)
 
@@ -238,7 +238,7 @@ def list_(config: str | None, *, as_json: bool) -> None:
 @json_option
 def show(config: str | None, *, as_json: bool, id: str) -> None:  # noqa: A002 - what people call it
     """Show one key."""
-    with _told():
+    with told():
         found = ask(load(find_config(config)), "keys.show", {"id": id})
     emit(found, _one(found), as_json=as_json)
 
@@ -251,7 +251,7 @@ def _turn_command(turn: Turn, help_text: str, said: str) -> None:
     @config_option
     @json_option
     def _(config: str | None, *, as_json: bool, id: str) -> None:  # noqa: A002 - as `show` has it
-        with _told():
+        with told():
             now = ask(load(find_config(config)), f"keys.{turn}", {"id": id})
         emit(now, _turned(now, said), as_json=as_json)
         if now.get("everywhere") is False:
@@ -278,7 +278,7 @@ _turn_command(
 # What a user gave is put in as Text, never as rich's markup.
 
 
-def _short(overrides: Mapping[str, Any]) -> str:
+def short(overrides: Mapping[str, Any]) -> str:
     """Overrides in a line: "streams=5 quota.audio=100h/month models=a,b"."""
     words = []
     for name, value in overrides.items():
@@ -298,7 +298,7 @@ def _facts(key: Mapping[str, Any], *fields: str) -> Table:
         value = key[field]
         match field:
             case "overrides":
-                text = _short(value) or "none: all as its plan has it"
+                text = short(value) or "none: all as its plan has it"
             case "expires":
                 text = value or "never"
             case "state":
@@ -341,6 +341,6 @@ def _many(keys: list[dict[str, Any]]) -> Table:
             Text(_state(key), _STATE_STYLES[_state(key)]),
             key["created"],
             key["expires"] or "never",
-            Text(_short(key["overrides"])),
+            Text(short(key["overrides"])),
         )
     return table

@@ -23,7 +23,7 @@ from rich.text import Text
 from dgproxy.access import keyfiles
 from dgproxy.access.keyfiles import Entry, Finding, Format, KeyFile, Level
 from dgproxy.cli.common import config_option, emit, fail, json_option
-from dgproxy.cli.keys import Asked, _short, _told, ask_on
+from dgproxy.cli.keys import Asked, ask_on, short, told
 from dgproxy.config import Config, find_config, load
 from dgproxy.store.imports import Outcome
 
@@ -76,7 +76,7 @@ def import_(
         if not (usage_plan and equals and name):
             raise click.BadParameter("is written ID=PLAN", param_hint="--plan-map")
         plans[usage_plan] = name
-    with _told():
+    with told():
         loaded = load(find_config(config))
         data, exposed = _read(file)
         found = keyfiles.read(data, Format(form) if form else None)
@@ -243,7 +243,7 @@ def _for_people(file: KeyFile, done: _Done, *, dry_run: bool) -> Group:
 
 
 def _change(name: str, change: list[Any]) -> str:
-    before, after = (_short(value) if isinstance(value, dict) else value for value in change)
+    before, after = (short(value) if isinstance(value, dict) else value for value in change)
     return f"\n{name}: {before or 'none'} -> {after or 'none'}"
 
 
@@ -261,7 +261,7 @@ def export(config: str | None, *, as_json: bool, file: str, dry_run: bool, force
 
     A dash for FILE is stdout. Digests are of use only with this store's pepper.
     """
-    with _told():
+    with told():
         loaded = load(find_config(config))
         if file == "-" and not dry_run:
             if as_json:

@@ -44,10 +44,10 @@ from dgproxy.store.service import (
     PAGE_BYTES,
     PAGE_KEYS,
     Rejected,
-    _arguments,
-    _check_name,
-    _check_overrides,
-    _moment,
+    arguments,
+    check_name,
+    check_overrides,
+    moment,
     shown_overrides,
 )
 
@@ -155,7 +155,7 @@ class Imports:
         Raises:
             Rejected: bad_request, busy, other_pepper.
         """
-        theirs = _arguments(args, _Begin).pepper_id
+        theirs = arguments(args, _Begin).pepper_id
         if theirs not in {None, pepper.id}:
             what = f"the file's digests were made with the pepper {theirs}, and this store's is {pepper.id}"
             raise Rejected("other_pepper", f"{what}; bring keys.pepper_file along, or import the keys themselves")
@@ -171,7 +171,7 @@ class Imports:
         Raises:
             Rejected: bad_request, unknown_import, too_many.
         """
-        given = _arguments(args, _Part)
+        given = arguments(args, _Part)
         one = self._of(given.number)
         try:
             entries = _entries(given.entries)
@@ -205,7 +205,7 @@ class Imports:
             Rejected: bad_request, unknown_import, no_snapshot.
             StoreError: the store failed.
         """
-        given = _arguments(args, _Commit)
+        given = arguments(args, _Commit)
         one = self._of(given.number)
         if one.rows is not None:
             raise Rejected("unknown_import", "this import is done")
@@ -239,7 +239,7 @@ class Imports:
         Raises:
             Rejected: bad_request, unknown_import.
         """
-        given = _arguments(args, _Rows)
+        given = arguments(args, _Rows)
         one = self._of(given.number)
         if one.rows is None or given.page > len(one.rows):
             raise Rejected("unknown_import", "this import has no such page")
@@ -331,7 +331,7 @@ class _Job:
         if held.problem:
             raise Rejected("bad_key", held.problem)
         if entry.name is not None:
-            _check_name(entry.name)
+            check_name(entry.name)
         if entry.plan is not None and entry.plan not in self._config.plans:
             plans = ", ".join(sorted(self._config.plans))
             shown = f" {units.quoted(entry.plan)}" if len(entry.plan) < MIN_FOREIGN_LENGTH else " of this name"
@@ -450,7 +450,7 @@ def _overrides(options: Mapping[str, str]) -> Overrides:
             parse_overrides({option: value})
         except ValueError:  # its message repeats the value
             raise Rejected("bad_override", f"{units.quoted(option)} is not as `keys create` takes it") from None
-    return _check_overrides(parse_overrides(options))
+    return check_overrides(parse_overrides(options))
 
 
 def merged(old: Overrides, own: Overrides) -> Overrides:
@@ -459,7 +459,7 @@ def merged(old: Overrides, own: Overrides) -> Overrides:
     if own.quota is not None:
         quotas = {name: value for name, value in msgspec.structs.asdict(own.quota).items() if value is not None}
         changes["quota"] = msgspec.structs.replace(old.quota or Quota(), **quotas)
-    return _check_overrides(msgspec.structs.replace(old, **changes))
+    return check_overrides(msgspec.structs.replace(old, **changes))
 
 
 def _differences(before: Record, after: Record) -> dict[str, tuple[Any, Any]]:
@@ -469,7 +469,7 @@ def _differences(before: Record, after: Record) -> dict[str, tuple[Any, Any]]:
             found[name] = str(getattr(before, name)), str(getattr(after, name))
     for name in ("not_before", "expires"):
         if getattr(before, name) != getattr(after, name):
-            found[name] = _moment(getattr(before, name) or None), _moment(getattr(after, name) or None)
+            found[name] = moment(getattr(before, name) or None), moment(getattr(after, name) or None)
     if before.overrides != after.overrides:
         found["overrides"] = shown_overrides(before.overrides), shown_overrides(after.overrides)
     return found
@@ -484,7 +484,7 @@ def export_keys(store: KeyStore, args: Mapping[str, Any]) -> dict[str, Any]:
         Rejected: bad_request.
         StoreError: the store failed.
     """
-    numbered = store.page(_arguments(args, _After).after, PAGE_KEYS)
+    numbered = store.page(arguments(args, _After).after, PAGE_KEYS)
     lines: list[str] = []
     size, upto = 0, None
     for number, record in numbered:

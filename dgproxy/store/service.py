@@ -67,8 +67,8 @@ def create_key(
         Rejected: bad_request, bad_name, name_taken, unknown_plan, bad_expiry, bad_override.
         StoreError: the store failed.
     """
-    wanted = _arguments(args, _Create)
-    _check_name(wanted.name)
+    wanted = arguments(args, _Create)
+    check_name(wanted.name)
     if wanted.plan not in config.plans:
         plans = ", ".join(sorted(config.plans))
         raise Rejected("unknown_plan", f"there is no plan {units.quoted(wanted.plan)}; the plans are: {plans}")
@@ -91,8 +91,8 @@ def create_key(
         "key": minted.key,
         "name": record.name,
         "plan": record.plan,
-        "expires": _moment(record.expires),
-        "created": _moment(record.created),
+        "expires": moment(record.expires),
+        "created": moment(record.created),
         "overrides": shown_overrides(record.overrides),
     }
     return answer, Delta(store.generation(), (record,))
@@ -128,7 +128,7 @@ def list_keys(store: KeyStore, args: Mapping[str, Any], *, now: float) -> dict[s
         Rejected: bad_request.
         StoreError: the store failed.
     """
-    numbered = store.page(_arguments(args, _List).after, PAGE_KEYS)
+    numbered = store.page(arguments(args, _List).after, PAGE_KEYS)
     page: list[dict[str, Any]] = []
     size = 0
     for number, record in numbered:
@@ -160,9 +160,9 @@ def shown(record: Record, now: float) -> dict[str, Any]:
         "name": record.name,
         "plan": record.plan,
         "state": record.state.value,
-        "created": _moment(record.created),
-        "not_before": _moment(record.not_before or None),
-        "expires": _moment(record.expires),
+        "created": moment(record.created),
+        "not_before": moment(record.not_before or None),
+        "expires": moment(record.expires),
         "expired": record.expires is not None and now >= record.expires,
         "foreign": record.foreign,
         "overrides": shown_overrides(record.overrides),
@@ -198,7 +198,8 @@ def _written(name: str, value: Any) -> Any:
             return value
 
 
-def _arguments(args: Mapping[str, Any], kind: type[T]) -> T:
+def arguments(args: Mapping[str, Any], kind: type[T]) -> T:
+    """A command's arguments as this kind; Rejected says what is wrong with them."""
     try:
         return msgspec.convert(args, kind)
     except msgspec.ValidationError as error:
@@ -206,7 +207,7 @@ def _arguments(args: Mapping[str, Any], kind: type[T]) -> T:
 
 
 def _key_id(args: Mapping[str, Any]) -> KeyId:
-    match = _ID.fullmatch(_arguments(args, _OneKey).id)
+    match = _ID.fullmatch(arguments(args, _OneKey).id)
     if match is None:  # not repeated: it may be a whole key
         what = f"a key's id is {ID_LENGTH} letters and digits, as `keys list` shows it"
         raise Rejected("bad_id", f"{what}; in a whole key it stands between the two underscores")
@@ -217,7 +218,8 @@ def _not_found(key_id: KeyId) -> Rejected:
     return Rejected("not_found", f"there is no key with the id {key_id}")
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Rejected if it is no name of a key."""
     if not name.strip():
         raise Rejected("bad_name", "a name must not be empty")
     if len(name) > MAX_NAME:
@@ -228,12 +230,13 @@ def _check_name(name: str) -> None:
 
 def _overrides(options: Mapping[str, str]) -> Overrides:
     try:
-        return _check_overrides(parse_overrides(options))
+        return check_overrides(parse_overrides(options))
     except ValueError as error:
         raise Rejected("bad_override", str(error)) from None
 
 
-def _check_overrides(overrides: Overrides) -> Overrides:
+def check_overrides(overrides: Overrides) -> Overrides:
+    """The same, or Rejected if they take too much room in every worker."""
     size = len(msgspec.json.encode(overrides))
     if size > MAX_OVERRIDES:
         limit = f"a key's own settings may take {MAX_OVERRIDES} bytes, these take {size}; make a plan of them"
@@ -253,7 +256,8 @@ def _expires(text: str | None, now: float) -> int | None:
     return int(now + after)
 
 
-def _moment(seconds: int | None) -> str | None:
+def moment(seconds: int | None) -> str | None:
+    """Seconds since 1970 as RFC 3339 has them."""
     if seconds is None:
         return None
     return dt.datetime.fromtimestamp(seconds, dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")  # RFC 3339
