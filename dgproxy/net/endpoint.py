@@ -133,6 +133,7 @@ class Endpoint:
         except (OSError, ValueError) as error:
             raise Lost(Cause.RESET) from error.with_traceback(None)
         self._tls = connection = tls.connection(wrapped)
+        held = server_side and tls.hold_ticket(connection)
         deadline = self._loop.time() + timeout
         while True:
             try:
@@ -147,8 +148,14 @@ class Endpoint:
             except OSError as error:
                 raise Lost(Cause.RESET) from error
         self._recv = partial(connection.read, CHUNK)
-        self._send = connection.write
+        self._send = self._send_first if held else connection.write
         self._pending = connection.pending
+
+    def _send_first(self, data: Any) -> int:
+        assert self._tls is not None  # noqa: S101 - only a handshake sets this
+        tls.send_ticket(self._tls)
+        self._send = self._tls.write
+        return self._send(data)
 
     @property
     def secure(self) -> bool:
@@ -387,7 +394,7 @@ class Endpoint:
 
     def sender(self) -> Callable[[Any], int]:
         """A call that sends once and gives the number of bytes taken (for the relay)."""
-        return self._send
+        return self._send if self._tls is None else self._tls.write
 
     def raw(self) -> tuple[int, int, Any]:
         """Its fd, the pointer of its TLS connection (0: plain), and the object that both belong to (for the relay)."""

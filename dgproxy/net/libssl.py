@@ -43,6 +43,13 @@ class Libssl:
         self._clear_error = library.ERR_clear_error
         self._clear_error.argtypes = ()
         self._clear_error.restype = None
+        self._set_num_tickets = library.SSL_set_num_tickets
+        self._set_num_tickets.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+        self._set_num_tickets.restype = ctypes.c_int
+        self._new_ticket = getattr(library, "SSL_new_session_ticket", None)  # OpenSSL 3
+        if self._new_ticket is not None:
+            self._new_ticket.argtypes = (ctypes.c_void_p,)
+            self._new_ticket.restype = ctypes.c_int
         self._pump_calls = tuple(
             ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
             for name in (
@@ -76,6 +83,17 @@ class Libssl:
         full = result < 0 and self._get_error(pointer, result) == _WANT_WRITE
         self._clear_error()
         return not full
+
+    def hold_ticket(self, sslobj: Any) -> bool:
+        """Before a handshake: no session ticket is sent by itself. Whether `send_ticket` can make up for it."""
+        if self._new_ticket is None:
+            return False
+        return bool(self._set_num_tickets(_connection_pointer(sslobj), 0))
+
+    def send_ticket(self, sslobj: Any) -> None:
+        """Puts a session ticket before the next bytes that are written; under TLS 1.2 it has gone already."""
+        assert self._new_ticket is not None  # noqa: S101 - hold_ticket said so
+        self._new_ticket(_connection_pointer(sslobj))
 
     def proves(self) -> bool:
         """Whether the layouts are as assumed: what OpenSSL says through our pointers is what Python says."""

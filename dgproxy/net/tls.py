@@ -110,6 +110,24 @@ def close_notify(tls: Connection) -> bool:
     return False
 
 
+def hold_ticket(tls: Connection) -> bool:
+    """Before a server's handshake: has its session ticket wait for `send_ticket`. Whether it will.
+
+    OpenSSL would send tickets right behind the handshake. A client that reads in one thread and writes in another, as
+    `websockets.sync` does and with it Deepgram's Python SDKs, is in SSL_read and SSL_write at once when they come, and
+    hangs now and then: Python's ssl locks neither. Behind the request, nobody writes any more.
+    """
+    extra = libssl.probe()
+    return extra is not None and extra.hold_ticket(tls)
+
+
+def send_ticket(tls: Connection) -> None:
+    """Sends the session ticket that was held, before whatever is written next."""
+    extra = libssl.probe()
+    assert extra is not None  # noqa: S101 - hold_ticket said so
+    extra.send_ticket(tls)
+
+
 @contextlib.contextmanager
 def loopback() -> Iterator[tuple[ssl.SSLSocket, ssl.SSLSocket]]:
     """Both ends of a TLS connection within this process, the server's non-blocking; for self-tests.

@@ -246,6 +246,36 @@ def test_both_workers_serve(proxy: Proxy) -> None:
     until("both workers have served a request", both, 15)
 
 
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_tls_session_goes_on_whichever_worker_began_it(proxy: Proxy, version: ssl.TLSVersion) -> None:
+    tls = proxy.client_tls()
+    tls.minimum_version = tls.maximum_version = version
+    ask = b"GET /v1/models HTTP/1.1\r\nHost: proxy\r\nConnection: close\r\n\r\n"
+    session: ssl.SSLSession | None = None
+    resumed: list[bool] = []
+
+    def refusals() -> Counter[str]:
+        return Counter(line["process"] for line in proxy.log_lines() if line["event"] == "request.refused")
+
+    before = refusals()
+
+    def both() -> bool:
+        nonlocal session
+        with (
+            socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as sock,
+            tls.wrap_socket(sock, server_hostname="127.0.0.1", session=session) as wrapped,
+        ):
+            wrapped.sendall(ask)
+            assert wrapped.recv(65536).startswith(b"HTTP/1.1 401 ")
+            resumed.append(bool(wrapped.session_reused))
+            session = wrapped.session
+        served = refusals() - before
+        return len(resumed) >= 20 and len(served) == 2
+
+    until("both workers have served", both, 15)
+    assert resumed == [False] + [True] * (len(resumed) - 1)
+
+
 def test_a_new_key_works_on_every_worker_as_soon_as_the_command_returns(proxy: Proxy) -> None:
     async def conversation() -> None:
         tls = proxy.client_tls()

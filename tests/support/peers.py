@@ -90,6 +90,12 @@ class Peer:
                 await self._flush()
                 return
 
+    @property
+    def has_ticket(self) -> bool:
+        """Whether a session ticket of the other end's has come with what was read."""
+        assert self._tls is not None
+        return self._tls.session is not None and self._tls.session.has_ticket
+
     async def send(self, data: bytes) -> None:
         """All of it."""
         if self._tls is None:

@@ -387,6 +387,29 @@ def test_a_handshake_that_does_not_finish_is_given_up_in_its_time_whatever_trick
     run(work)
 
 
+def test_a_session_ticket_comes_with_the_first_answer_and_not_while_a_client_may_still_write_its_request() -> None:
+    """Else a client that reads in another thread (websockets.sync) is in SSL_read and SSL_write at once, and hangs."""
+
+    async def work() -> None:
+        endpoint, peer, _ = await pair(secure=True)
+        with pytest.raises(BlockingIOError):
+            peer.sock.recv(1)
+        await peer.send(b"request")
+        assert await endpoint.read(LONG) == b"request"
+        with pytest.raises(BlockingIOError):
+            peer.sock.recv(1)
+        await endpoint.write(b"answer", LONG)
+        assert await peer.read() == b"answer"
+        assert peer.has_ticket
+        await endpoint.write(b"another", LONG)
+        assert await peer.read() == b"another"
+        endpoint.close()
+        assert await peer.read() == b""
+        peer.sock.close()
+
+    run(work)
+
+
 NO_TLS: Final = {"HTTP": b"GET / HTTP/1.1\r\n\r\n", "noise": b"\x00" * 64, "an end": b""}
 
 
