@@ -105,7 +105,7 @@ def parametrised(*features: str) -> Callable[[Callable[..., None]], Callable[...
 
 
 def saw(answer: dict[str, Any]) -> dict[str, Any]:
-    assert answer["ok"], answer
+    assert answer["ok"], str(answer)  # a string is shown whole
     found: dict[str, Any] = answer["saw"]
     return found
 
