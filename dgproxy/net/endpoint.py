@@ -62,6 +62,7 @@ class Endpoint:
         "_closed",
         "_eof",
         "_half_closed",
+        "_lent",
         "_loop",
         "_lost",
         "_on_gone",
@@ -110,6 +111,7 @@ class Endpoint:
         self._half_closed = False
         self._torn = False  # a write was broken off: half a message, or a TLS record that OpenSSL still holds
         self._on_gone: Callable[[], None] | None = None
+        self._lent: Callable[[], None] | None = None
         self._pending: Callable[[], int] = _nothing
 
     # --- TLS ------------------------------------------------------------------------------------------------------
@@ -211,6 +213,11 @@ class Endpoint:
             self._on_gone = None
         self._start_reading()
 
+    def unwatch(self) -> bool:
+        """Ends `watch`; it stays in the loop, for whoever reads next. Whether anything came meanwhile."""
+        self._on_gone = None
+        return bool(self._chunks) or self.gone
+
     @property
     def gone(self) -> bool:
         """Whether nothing more will come."""
@@ -241,13 +248,19 @@ class Endpoint:
         else:
             self._budget.give_back(-size)
 
-    def _wait_with(self, size: int) -> None:
+    def waits(self, size: int) -> None:
         """So many bytes more wait to be taken by the peer, or less."""
+        self._write_since = self._loop.time()
         self._writing += size
         if size > 0:
             self._budget.take(size)
         else:
             self._budget.give_back(-size)
+
+    @property
+    def ahead(self) -> int:
+        """Bytes read that nobody has asked for yet."""
+        return self._size
 
     @property
     def held(self) -> int:
@@ -327,15 +340,14 @@ class Endpoint:
                 view = view[self._send(view) :]
             except tls.WOULD_BLOCK:
                 size = len(view)
-                self._write_since = self._loop.time()
-                self._wait_with(size)
+                self.waits(size)
                 self._torn = True
                 try:
                     await self._once(self._loop.add_writer, self._loop.remove_writer, timeout)
                     self._torn = False
                 finally:
                     if not self._closed:  # else it was given back then
-                        self._wait_with(-size)
+                        self.waits(-size)
             except tls.TlsError as error:
                 raise Lost(Cause.TLS) from error
             except OSError as error:
@@ -385,6 +397,10 @@ class Endpoint:
         self._stop_reading()
         self._on_gone = None
         return self._take() if self._chunks else b""
+
+    def lend(self, on_end: Callable[[], None] | None) -> None:
+        """Somebody else drives its fd until it gives it back (None), and is told before the fd is closed."""
+        self._lent = on_end
 
     def reader(self, buffer: bytearray) -> Callable[[], int]:
         """A call that reads once into the buffer and gives the number of bytes, 0 at the end (for the relay)."""
@@ -515,10 +531,12 @@ class Endpoint:
         self._end()
 
     def _end(self) -> None:
+        if self._lent is not None:
+            self._lent()
         self._closed = True
         self._chunks.clear()
         self._hold(-self._size)
-        self._wait_with(-self._writing)
+        self.waits(-self._writing)
         self._stop_reading()
         self._on_gone = None
         self._loop.remove_reader(self.fd)

@@ -123,6 +123,7 @@ class Direction:
             self.end_of_stream()
         elif self._pending is None:
             self._resume()
+            self.again()  # a read that finds nothing has OpenSSL let go of 12 KiB, which an idle stream would keep
 
     def stop(self) -> None:
         """Leaves nothing in the loop."""

@@ -112,7 +112,7 @@ class Pool:
         idle = self._idle[target]
         while idle:
             endpoint = idle.pop().endpoint
-            if not endpoint.gone and not endpoint.release():
+            if not endpoint.unwatch():
                 return endpoint
             endpoint.close()
         return None

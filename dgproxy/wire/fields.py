@@ -16,6 +16,7 @@ TOKEN: Final = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"  # RFC 9110 5.6.2
 VALUE: Final = rb"[\t\x20-\x7e\x80-\xff]"  # RFC 9110 5.5
 LINE: Final = rb"(?:" + TOKEN + rb"++:" + VALUE + rb"*+\r\n)"  # RFC 9112 5; no obs-fold, no space before the colon
 
+_BLOCK = re.compile(LINE + rb"*+")
 _LENGTH = re.compile(rb"[0-9]{1,18}")  # RFC 9112 6.2; 18 digits cannot overflow 63 bits
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host"})
 
@@ -39,6 +40,18 @@ def split(block: bytes) -> Headers | None:
             return None
         headers.append((name, value.strip(b" \t")))
     return headers
+
+
+def write(first: bytes, headers: Headers) -> bytes:
+    """A head: its first line and these fields, as they are, and the empty line.
+
+    Raises:
+        ValueError: what would be written is not exactly these fields.
+    """
+    block = b"".join([b"%b: %b\r\n" % line for line in headers])
+    if _BLOCK.fullmatch(block) is None or block.count(b"\r\n") != len(headers) or b"\n" in first:
+        raise ValueError("headers that can't be passed on")
+    return b"%b\r\n%b\r\n" % (first, block)
 
 
 def framing(headers: Headers, minor: int) -> Framing | None:

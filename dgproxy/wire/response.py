@@ -30,6 +30,7 @@ class Answer:
     raw: bytes
     content_length: int | None
     chunked: bool
+    keeps: bool  # the connection may serve another request, by what the head says
 
     def one(self, name: bytes) -> bytes | None:
         """The value of a header that was sent exactly once, else None; `name` in lower case."""
@@ -62,4 +63,5 @@ def judge(raw: bytes) -> Answer:
         raw=raw,
         content_length=framing.content_length,
         chunked=framing.chunked,
+        keeps=minor == b"1" and b"close" not in framing.connection,
     )

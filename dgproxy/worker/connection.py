@@ -8,7 +8,6 @@ in the same function, or hands it to a Stream.
 import asyncio
 import time
 import traceback
-import uuid
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Final
 
@@ -60,6 +59,7 @@ class Connection:
         self._cut: Refusal | None = None
         self._cut_end = End.CUT
         self._first = True
+        self._agreed: Head | None = None  # the last head that two parsers read alike: clients repeat themselves
         self._bodiless = False  # the request that is being read begins as HEAD does
         self.idle = False  # between two requests: may be closed at any time
 
@@ -172,13 +172,14 @@ class Connection:
         head = await self._head()  # phase: head
         if head is None:
             return False
-        request_id = str(uuid.uuid4())
+        request_id = worker.random.uuid()
         if isinstance(head, Refusal):
             return await self._refuse(head, request_id, "head")
         meter = Meter(request_id, self._endpoint.peer, head)
-        exchange = Downstream.begin(head)
+        exchange = Downstream.begin(head, self._agreed)
         if isinstance(exchange, Refusal):
             return await self._refuse(exchange, request_id, "head", meter)
+        self._agreed = head
         handshake = DownstreamHandshake.begin(head) if head.websocket else None
         if isinstance(handshake, Refusal):
             return await self._refuse(handshake, request_id, "head", meter)
@@ -300,6 +301,8 @@ class Connection:
                     return end
                 if end is not None:
                     endpoint.unread(bytes(buffer[end:]))
+                    if self._agreed is not None and buffer[:end] == self._agreed.raw:
+                        return self._agreed
                     return judge(bytes(buffer[:end]))
             elif len(buffer) > 1:
                 return refusals.BAD_FRAMING
@@ -427,10 +430,9 @@ class Connection:
         return False
 
     def _over(self, lease: Lease, downstream: Downstream, meter: Meter) -> Exchange:
-        config = self._worker.config
-        return Exchange(
-            self._endpoint, downstream, lease.endpoint, meter, config.timeouts, config.upstream.response_timeout
-        )
+        worker = self._worker
+        timeouts, response = worker.config.timeouts, worker.config.upstream.response_timeout
+        return Exchange(self._endpoint, downstream, lease.endpoint, meter, timeouts, response, worker.buffer)
 
     def _finish(self, meter: Meter, end: End) -> None:
         """A request is over: told if it was admitted, and its slot free, before anybody lingers for its client."""
@@ -473,7 +475,7 @@ class Connection:
                 meter.upstream = lease.target.name
                 self._endpoint.watch(on_gone=lease.endpoint.abort)
                 ours = UpstreamHandshake(meter.head.target, self._upstream_headers(meter, lease))
-                conversation = Upstream.of_upgrade(meter.head.target, lease.target.host)
+                conversation = Upstream.of_upgrade()
                 await lease.endpoint.write(ours.head, patience)
                 answer = await read_answer(conversation, lease.endpoint, patience)
                 if answer.status == _SWITCHING_PROTOCOLS:
@@ -533,8 +535,8 @@ class Connection:
             peer=_address(self._endpoint.peer),
             scheme=b"https" if self._endpoint.secure else b"http",
             request_id=meter.request_id.encode(),
-            trace_id=uuid.uuid4().hex.encode(),
-            span_id=uuid.uuid4().hex[:16].encode(),
+            trace_id=self._worker.random.digits(32).encode(),
+            span_id=self._worker.random.digits(16).encode(),
         )
 
 

@@ -11,6 +11,7 @@ from typing import Final
 from dgproxy.access.limits import Pace
 from dgproxy.config import Timeouts
 from dgproxy.net.endpoint import Cause, Endpoint, Lost
+from dgproxy.net.pour import AN_EVENT, Pour, Poured
 from dgproxy.wire import forwarding, refusals
 from dgproxy.wire.exchange import END, BadBody, Downstream, Upstream
 from dgproxy.wire.head import Head
@@ -18,6 +19,8 @@ from dgproxy.wire.refusals import Refusal
 from dgproxy.wire.response import Answer, BadAnswer
 from dgproxy.worker.meter import End, Meter
 
+_WORTH_POURING: Final = 2 * AN_EVENT  # bytes of a body that are still to come
+_LOOK: Final = 1.0  # seconds between two looks at a body that pours
 _SAFE: Final = frozenset({b"GET", b"HEAD"})  # RFC 9110 9.2.1; no other is served without a body
 _TURN: Final = 64  # pieces of a body after which others have their turn: a chunk may hold a single byte
 CLIENT_CLOSED: Final = 499  # nginx's number for a client that went away before it was answered
@@ -80,7 +83,10 @@ class Exchange:
         meter: Meter,
         timeouts: Timeouts,
         response_timeout: float,
+        buffer: bytearray,
     ) -> None:
+        """`buffer`: that of the worker's relays."""
+        self._buffer = buffer
         self._client = client
         self._downstream = downstream
         self._upstream = upstream
@@ -102,8 +108,14 @@ class Exchange:
         head = self._meter.head
         self._client.watch(on_gone=self._upstream.abort)
         self._conversation = conversation = Upstream(head.method, head.target, headers + _framing(head))
-        upload = asyncio.ensure_future(self._upload(conversation, max_body))
+        upload: _Upload
+        if head.has_body:
+            upload = asyncio.ensure_future(self._upload(conversation, max_body))
+        else:
+            upload = asyncio.get_running_loop().create_future()
         try:
+            if not head.has_body:  # it is sent when its head is written: no task of its own
+                upload.set_result(await self._upload(conversation, max_body))
             answer = await self._answer(conversation, upload)
             if isinstance(answer, Answer):
                 return await self.relay(conversation, answer, upload)
@@ -114,7 +126,7 @@ class Exchange:
             self._client.watch()
             if not upload.done():
                 upload.cancel()
-            await asyncio.wait((upload,))
+                await asyncio.wait((upload,))
 
     @property
     def _may_go_again(self) -> bool:
@@ -126,42 +138,85 @@ class Exchange:
 
     async def _upload(self, conversation: Upstream, max_body: int) -> Failed | Served | None:
         """The request, head and body; None when all is sent or the upstream takes no more."""
-        upstream = self._upstream
-        patience = self._timeouts.stream_idle
         try:
-            try:
-                await upstream.write(conversation.head, patience)
-                await self._proceed()
-            finally:
-                self._told.set()
-            while (piece := await self._piece()) is not None:
-                self._meter.bytes_in += len(piece)
-                if self._meter.bytes_in > max_body:
-                    return self._give_up(Failed(refusals.BODY_TOO_LARGE, End.REFUSED, "body larger than announced"))
-                self._sent_body = True
-                try:
-                    await upstream.write(conversation.data(piece), patience)
-                except Lost as lost:
-                    if lost.cause is Cause.TIMEOUT:
-                        stuck = Failed(refusals.UPSTREAM_TIMEOUT, End.UPSTREAM_FAULT, "takes no more of the body")
-                        return self._give_up(stuck)
-                    return None  # it may have answered already; if not, whoever waits for the answer finds out
-                await asyncio.sleep(0)  # others have their turn
-            if self._meter.head.has_body:
-                await upstream.write(conversation.end(), patience)
-            else:
-                conversation.end()
+            return await self._send(conversation, max_body)
         except BadBody as error:
             return self._give_up(Failed(refusals.BAD_FRAMING, End.CLIENT_FAULT, str(error)))
         except _TooSlow:
             return self._give_up(Failed(refusals.BODY_TOO_SLOW, End.CLIENT_FAULT, "body slower than the minimum rate"))
+        except _Stuck:
+            return self._give_up(Failed(refusals.UPSTREAM_TIMEOUT, End.UPSTREAM_FAULT, "takes no more of the body"))
         except _ClientLost as lost:
             if lost.cause is Cause.TIMEOUT:
                 return self._give_up(Failed(refusals.BODY_TIMEOUT, End.CLIENT_FAULT, "body stopped"))
             return self._give_up(GONE)
         except Lost:
             return None
+
+    async def _send(self, conversation: Upstream, max_body: int) -> Failed | Served | None:
+        upstream = self._upstream
+        patience = self._timeouts.stream_idle
+        try:
+            await upstream.write(conversation.head, patience)
+            await self._proceed()
+        finally:
+            self._told.set()
+        while True:
+            long = self._downstream.to_come >= _WORTH_POURING and not self._client.ahead
+            if long and await self._pour() is not Poured.ENOUGH:
+                return None
+            if (piece := await self._piece()) is None:
+                break
+            self._meter.bytes_in += len(piece)
+            if self._meter.bytes_in > max_body:
+                return self._give_up(Failed(refusals.BODY_TOO_LARGE, End.REFUSED, "body larger than announced"))
+            self._sent_body = True
+            try:
+                await upstream.write(conversation.data(piece), patience)
+            except Lost as lost:
+                if lost.cause is Cause.TIMEOUT:
+                    raise _Stuck from None
+                return None  # it may have answered already; if not, whoever waits for the answer finds out
+            await asyncio.sleep(0)  # others have their turn
+        if self._meter.head.has_body:
+            await upstream.write(conversation.end(), patience)
+        else:
+            conversation.end()
         return None
+
+    async def _pour(self) -> Poured:
+        """Most of a long body, from one fd to the other without coming by here.
+
+        Raises:
+            _ClientLost, _TooSlow, _Stuck: as `_from_client` and `_upload` would have it.
+        """
+        clock = asyncio.get_running_loop().time
+        patience = self._timeouts.stream_idle
+        client, upstream = self._client, self._upstream
+        client.release()
+        pour = Pour(asyncio.get_running_loop(), client, upstream, self._buffer, self._downstream.to_come - AN_EVENT)
+        self._sent_body = True
+        idle = 0.0
+        try:
+            while True:
+                before, count, blocked = clock(), pour.count, pour.blocked
+                outcome = await pour.wait(min(_LOOK, patience - idle, self._pace.left))
+                waited, moved = clock() - before, pour.count - count
+                self._meter.bytes_in += moved
+                if outcome is Poured.LOST and not upstream.closed:
+                    raise _ClientLost(Cause.RESET)
+                if outcome is not None:
+                    return outcome
+                blocked = blocked or pour.blocked
+                if not self._pace.note(0.0 if blocked else waited, moved):
+                    raise _TooSlow
+                idle = 0.0 if moved else idle + waited
+                if idle >= patience:
+                    raise _Stuck if blocked else _ClientLost(Cause.TIMEOUT)
+        finally:
+            pour.close()
+            self._downstream.skip(pour.count)
+            client.watch(on_gone=upstream.abort)
 
     async def _proceed(self) -> None:
         """A client that waits to be told so may send its body. One that can't be told is gone, and not the upstream."""
@@ -315,6 +370,10 @@ _Upload = asyncio.Future[Failed | Served | None]
 
 class _TooSlow(Exception):  # noqa: N818
     """The client's body comes slower than it must."""
+
+
+class _Stuck(Exception):  # noqa: N818
+    """The upstream takes no more of a body that comes."""
 
 
 class _ClientLost(Exception):  # noqa: N818

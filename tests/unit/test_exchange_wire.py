@@ -150,18 +150,13 @@ def test_a_head_that_h11_reads_otherwise_is_refused() -> None:
         assert Downstream.begin(other) is BAD_FRAMING
 
 
-@pytest.mark.parametrize("line", [b"Content-Length: 5", b"Content-Length: 6", b"A: b"])
-def test_a_chunked_body_that_h11_takes_for_another_is_refused_at_its_end(line: bytes) -> None:
-    head = judge(b"POST / HTTP/1.1\r\nHost: dg\r\nTransfer-Encoding: chunked\r\n\r\n")
-    assert isinstance(head, Head)
-    raw = b"POST / HTTP/1.1\r\nHost: dg\r\n" + line + b"\r\n\r\n"
-    exchange = Downstream.begin(dataclasses.replace(head, raw=raw))
-    assert isinstance(exchange, Downstream)
-    exchange.feed(chunked(b"audio"))
-    assert exchange.body() == b"audio"
-    with pytest.raises(BadBody):
-        exchange.body()
-    assert not exchange.reusable
+@pytest.mark.parametrize("line", [b"Content-Length: 5", b"Content-Length: 6", b"A: b", b"Transfer-Encoding: gzip"])
+def test_a_body_that_h11_would_frame_otherwise_is_refused_at_its_head(line: bytes) -> None:
+    for ours in (b"Transfer-Encoding: chunked", b"Content-Length: 7"):
+        head = judge(b"POST / HTTP/1.1\r\nHost: dg\r\n" + ours + b"\r\n\r\n")
+        assert isinstance(head, Head)
+        raw = b"POST / HTTP/1.1\r\nHost: dg\r\n" + line + b"\r\n\r\n"
+        assert Downstream.begin(dataclasses.replace(head, raw=raw)) is BAD_FRAMING
 
 
 def test_f31_a_100_is_sent_once_and_only_to_who_waits_for_it() -> None:
@@ -235,18 +230,50 @@ def test_a_connection_that_either_side_ends_is_not_used_again(lines: list[bytes]
     assert b"connection: close" in raw.lower()
 
 
+def test_an_answer_of_unknown_length_goes_out_in_chunks_or_to_the_connections_end() -> None:
+    exchange = downstream(first=b"GET / HTTP/1.1")
+    exchange.body()
+    raw = answered(exchange, 200, [(b"x", b"y")], b"hello")
+    assert raw == b"HTTP/1.1 200 OK\r\nx: y\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n"
+    assert exchange.reusable
+    for framing in [], [(b"transfer-encoding", b"chunked")]:
+        exchange = downstream(first=b"GET / HTTP/1.0")
+        exchange.body()
+        assert answered(exchange, 200, framing, b"hello") == b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello"
+        assert not exchange.reusable
+
+
+def test_an_empty_piece_does_not_end_a_chunked_body() -> None:
+    exchange = downstream(first=b"GET / HTTP/1.1")
+    exchange.respond(200, b"OK", [])
+    assert (exchange.data(b""), exchange.end()) == (b"", b"0\r\n\r\n")
+    half = upstream(b"POST", [(b"Transfer-Encoding", b"chunked")])
+    assert (half.data(b""), half.end()) == (b"", b"0\r\n\r\n")
+
+
 def test_a_connection_whose_body_was_not_read_is_not_used_again() -> None:
     exchange = downstream(b"Content-Length: 5")
     answered(exchange, 401, [(b"content-length", b"0")])
     assert not exchange.reusable
 
 
-@pytest.mark.parametrize("header", [(b"bad name", b"x"), (b"x", b"a\r\nb: c"), (b"x", b"\x00")])
-def test_a_header_that_splits_an_answer_is_never_written(header: tuple[bytes, bytes]) -> None:
+@pytest.mark.parametrize(
+    "header",
+    [(b"bad name", b"x"), (b"x", b"a\r\nb: c"), (b"x", b"\x00"), (b"", b"x"), (b"x\r\ny", b"z"), (b"x", b"\n")],
+)
+def test_a_header_that_splits_a_head_is_never_written(header: tuple[bytes, bytes]) -> None:
     exchange = downstream(first=b"GET / HTTP/1.1")
     exchange.body()
     with pytest.raises(ValueError, match="headers"):
         exchange.respond(200, b"OK", [header])
+    with pytest.raises(ValueError, match="headers"):
+        upstream(headers=[header])
+
+
+@pytest.mark.parametrize("reason", [b"OK\r\nX: y", b"OK\nX: y"])
+def test_a_reason_that_splits_an_answer_is_never_written(reason: bytes) -> None:
+    with pytest.raises(ValueError, match="headers"):
+        downstream(first=b"GET / HTTP/1.1").respond(200, reason, [])
 
 
 # --- the container's half --------------------------------------------------------------------------------------------
@@ -442,7 +469,7 @@ SWITCH: Final = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConn
 
 @given(st.binary(max_size=200), cuts)
 def test_what_comes_behind_a_101_is_the_tunnels(rest: bytes, at: list[int]) -> None:
-    half = Upstream.of_upgrade(b"/v1/listen", b"dg")
+    half = Upstream.of_upgrade()
     interim = b"HTTP/1.1 100 Continue\r\n\r\n"
     answer: Answer | None = None
     behind = b""
@@ -460,7 +487,7 @@ def test_what_comes_behind_a_101_is_the_tunnels(rest: bytes, at: list[int]) -> N
 
 
 def test_a_refused_handshake_has_an_answer_like_any_other() -> None:
-    half = Upstream.of_upgrade(b"/v1/listen", b"dg")
+    half = Upstream.of_upgrade()
     answer = answer_to(half, b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 4\r\n\r\nnope")
     assert answer.status == 401
     assert read_all(half) == b"nope"
