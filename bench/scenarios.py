@@ -15,6 +15,7 @@ from bench.native import Load
 from bench.servers import Server
 
 GENERATOR_LIMIT: Final = 0.8  # of its core
+_RESUMED: Final = 0.9  # of the handshakes that should be: the first ones have nothing to resume
 _SETTLE: Final = 1.0  # seconds between opening and load: what opening left to do is not the load's
 _LISTEN: Final = "/v1/listen?model=nova-3&encoding=linear16&sample_rate=16000"
 GIB: Final = 1 << 30
@@ -192,6 +193,8 @@ def measure(scenario: Scenario, server: Server, *, key: str, tls: bool, core: in
     for fault in ("unequal", "lost", "refused"):
         if figures.get(fault):
             run.faults.append(f"{figures[fault]} {fault}")
+    if scenario.options.get("resume") and figures["resumed"] < _RESUMED * figures["done"]:
+        run.faults.append(f"only {figures['resumed']} of {figures['done']} resumed")
     if scenario.mode == "idle" and load.opened != scenario.options["n"]:
         run.faults.append(f"only {load.opened} opened")
     return run

@@ -133,8 +133,11 @@ static void drop(struct conn *c, uint64_t *count)
     if (count != NULL)
         (*count)++;
     c->phase = GONE;
-    if (c->ssl != NULL)
+    if (c->ssl != NULL) {
+        if (count == NULL) /* else OpenSSL takes its session for broken, and does not resume it */
+            SSL_set_shutdown(c->ssl, SSL_SENT_SHUTDOWN | SSL_RECEIVED_SHUTDOWN);
         SSL_free(c->ssl);
+    }
     c->ssl = NULL;
     close(c->fd);
 }

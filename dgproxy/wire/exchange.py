@@ -149,6 +149,12 @@ class Downstream:
         return _LAST_CHUNK if self._chunked else b""
 
     @property
+    def last(self) -> bool:
+        """Whether the client has said that it sends no more than this request, and has sent all of it."""
+        head = self._head
+        return self._body.last and (head.minor == 0 or b"close" in head.connection)
+
+    @property
     def reusable(self) -> bool:
         """Whether the next request may come on this connection: both sides are done, and neither asked to close."""
         return self._answered and self._body.ended and self._keeps

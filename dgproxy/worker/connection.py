@@ -426,7 +426,8 @@ class Connection:
         if outcome.keep and not worker.stopping:
             self._endpoint.unread(downstream.rest())
             return True
-        await closing.linger(self._endpoint)
+        if not (outcome.end is End.COMPLETE and downstream.last):  # else nothing can come that a close would reset
+            await closing.linger(self._endpoint)
         return False
 
     def _over(self, lease: Lease, downstream: Downstream, meter: Meter) -> Exchange:

@@ -251,6 +251,24 @@ def test_an_empty_piece_does_not_end_a_chunked_body() -> None:
     assert (half.data(b""), half.end()) == (b"", b"0\r\n\r\n")
 
 
+def test_a_client_that_says_so_and_has_sent_all_sends_no_more() -> None:
+    for lines, first, wanted in (
+        ([b"Connection: close"], b"POST / HTTP/1.1", True),
+        ([], b"POST / HTTP/1.0", True),
+        ([], b"POST / HTTP/1.1", False),
+    ):
+        exchange = downstream(b"Content-Length: 2", *lines, first=first)
+        exchange.feed(b"o")
+        assert read_all(exchange) == b"o"
+        assert not exchange.last
+        exchange.feed(b"k")
+        assert read_all(exchange) == b"k"
+        assert exchange.body() is END
+        assert exchange.last is wanted
+        exchange.feed(b"more, in spite of what it said")
+        assert not exchange.last
+
+
 def test_a_connection_whose_body_was_not_read_is_not_used_again() -> None:
     exchange = downstream(b"Content-Length: 5")
     answered(exchange, 401, [(b"content-length", b"0")])
