@@ -51,9 +51,12 @@ class Pour:
         tracker = Tracker(masked=False)
         tracker.left = _ENDLESS
         self._pump = pump.make(pump.form(), source, sink, buffer, tracker, self)
-        source.lend(self._lose)
-        sink.lend(self._lose)
-        self._resume()
+        if source.closed or sink.closed:
+            self._end(Poured.LOST)
+        else:
+            source.lend(self._lose)
+            sink.lend(self._lose)
+            self._resume()
 
     @property
     def count(self) -> int:
@@ -161,13 +164,15 @@ class Pour:
             return
         self._outcome = outcome
         self._pump.stop()
-        self._loop.remove_reader(self._source.fd)
-        self._loop.remove_writer(self._sink.fd)
-        if self._kept is not None:
-            self._sink.waits(-len(self._kept))
-            self._kept = None
-        self._source.lend(None)
-        self._sink.lend(None)
+        if not self._source.closed:  # else its number may be another's already
+            self._loop.remove_reader(self._source.fd)
+            self._source.lend(None)
+        if not self._sink.closed:
+            self._loop.remove_writer(self._sink.fd)
+            self._sink.lend(None)
+            if self._kept is not None:
+                self._sink.waits(-len(self._kept))
+        self._kept = None
         self._wake()
 
     def _wake(self) -> None:

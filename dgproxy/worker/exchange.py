@@ -193,6 +193,8 @@ class Exchange:
         clock = asyncio.get_running_loop().time
         patience = self._timeouts.stream_idle
         client, upstream = self._client, self._upstream
+        if client.gone:
+            raise _ClientLost(Cause.RESET)
         client.release()
         pour = Pour(asyncio.get_running_loop(), client, upstream, self._buffer, self._downstream.to_come - AN_EVENT)
         self._sent_body = True

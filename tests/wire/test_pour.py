@@ -13,7 +13,7 @@ from hypothesis import given, settings, strategies as st
 from dgproxy.net.endpoint import Endpoint
 from dgproxy.net.pour import AN_EVENT, Pour, Poured
 from dgproxy.net.relay import make_buffer
-from tests.support.peers import Peer, certificates, tcp_pair
+from tests.support.peers import Peer, Watched, certificates, tcp_pair
 from tests.support.pumps import both_forms  # noqa: F401 - a fixture that is used by being here
 
 LONG: Final = 60.0
@@ -26,22 +26,17 @@ class Rig:
 
     def __init__(self, client: Peer, source: Endpoint, sink: Endpoint, upstream: Peer) -> None:
         self.client, self.source, self.sink, self.upstream = client, source, sink, upstream
-        self.loop = asyncio.get_running_loop()
+        self.loop = Watched(asyncio.get_running_loop())
         self.buffer = make_buffer()
 
     def pour(self, least: int) -> Pour:
         assert not self.source.release()
-        return Pour(self.loop, self.source, self.sink, self.buffer, least)
+        return Pour(self.loop, self.source, self.sink, self.buffer, least)  # type: ignore[arg-type]
 
     @property
     def quiet(self) -> bool:
         """Whether nothing is accounted for, and nothing in the loop for either fd."""
-        return (
-            not self.source.held
-            and not self.sink.held
-            and not self.loop.remove_reader(self.source.fd)
-            and not self.loop.remove_writer(self.sink.fd)
-        )
+        return not self.source.held and not self.sink.held and not self.loop.readers and not self.loop.writers
 
 
 @contextlib.asynccontextmanager
@@ -178,6 +173,25 @@ def test_whatever_ends_it_leaves_nothing_behind(breaks: Breaks, *, secure: bool,
             assert await outcome(pour) is Poured.LOST
             pour.close()
             assert made.quiet
+
+    run(work)
+
+
+@secured
+@pytest.mark.parametrize("side", ["source", "sink"])
+def test_a_connection_that_is_closed_already_is_not_touched(side: str, *, secure: bool) -> None:
+    """Its number may be another connection's by then."""
+
+    async def work() -> None:
+        async with rig(secure=secure) as made:
+            closed: Endpoint = getattr(made, side)
+            closed.abort()
+            pour = made.pour(64 << 20)
+            made.loop.readers.add(closed.fd)  # the next connection's
+            made.loop.writers.add(closed.fd)
+            assert await outcome(pour) is Poured.LOST
+            pour.close()
+            assert (made.loop.readers, made.loop.writers) == ({closed.fd}, {closed.fd})
 
     run(work)
 
