@@ -10,9 +10,11 @@ NATIVE  = setup.py dgproxy/net/_pump.c
 FUZZ_SECONDS ?= 300
 FUZZ         ?=
 
+STAMP := $(shell date -u +%Y-%m-%dT%H%M)
+
 .DEFAULT_GOAL := help
 unexport PYTHONHOME PYTHONPATH # meant for another Python than the environment's
-.PHONY: help demo install dev test lint types contracts check docs clients fuzz differential sanitize ci-long recording lock clean
+.PHONY: help demo install dev test lint types contracts check docs clients fuzz bench differential sanitize ci-long recording lock clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +35,10 @@ clients: dev ## docs/clients.md anew, from what every SDK's tests see
 
 fuzz: $(VENV)/.fuzz ## what reads foreign bytes, each harness for FUZZ_SECONDS=300; FUZZ=head for one of them
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
+
+bench: dev ## dgproxy beside nginx and HAProxy, half an hour; build/bench/ gets the figures and a report
+	@mkdir -p build/bench
+	$(BIN)/python -m bench --json build/bench/$(STAMP).json --report build/bench/$(STAMP).html $(ARGS)
 
 differential: dev ## the same bytes to dgproxy, nginx and HAProxy (apt install nginx-light haproxy)
 	$(BIN)/python -m tests.differential $(ARGS)

@@ -44,6 +44,7 @@ class Scenario:
     take: "Callable[[Run], dict[str, float]]"
     within: float = 120.0  # seconds for the load to end
     direct: bool = True  # whether the way without a proxy is shown beside
+    tls: bool = True
 
 
 @dataclass
@@ -98,15 +99,26 @@ def scenarios(*, seconds: float, streams: int) -> dict[str, Scenario]:
     speed = Figure("speed", "MB/s", less_is_better=False, digits=0)
     cpu_gib = Figure("cpu_gib", "s CPU a GiB", digits=2)
     paced = (_CPU, _P50, _P90, _P99, _P999, _MAX)
+    echoed = {"n": streams, "bytes": 3200, "interval": 0.1, "seconds": seconds, "target": _LISTEN}
     every = [
         Scenario(
             "streams",
             f"{streams} WSS streams, 3,200 bytes each 100 ms, echoed",
             "streams",
-            {"n": streams, "bytes": 3200, "interval": 0.1, "seconds": seconds, "target": _LISTEN},
+            echoed,
             paced,
             _streams,
             within=seconds + 30,
+        ),
+        Scenario(
+            "plain",
+            f"the same without TLS: {streams} WS streams",
+            "streams",
+            echoed,
+            paced,
+            _streams,
+            within=seconds + 30,
+            tls=False,
         ),
         Scenario(
             "saturate",

@@ -5,6 +5,7 @@ once; a slot is given back exactly once, whatever ended the request.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -28,6 +29,8 @@ class Ledger:
         self._questions: list[ipc.Question | ipc.Arrival] = []
         self._returns: list[Slot] = []
         self._scheduled = False
+        self._deadlines: deque[tuple[float, Slot]] = deque()  # of all questions of the last PATIENCE seconds
+        self._sweeping = False
         self.held: set[Slot] = set()
 
     async def admit(self, key_id: KeyId, cls: Class) -> Slot | Refusal:
@@ -48,7 +51,10 @@ class Ledger:
         self._waiting[slot] = answer
         self._questions.append(question)
         self._schedule()
-        timer = self._loop.call_later(PATIENCE, self._give_up, slot)
+        self._deadlines.append((self._loop.time() + PATIENCE, slot))
+        if not self._sweeping:
+            self._sweeping = True
+            self._loop.call_later(PATIENCE, self._sweep)
         try:
             refusal = await answer
         except asyncio.CancelledError:
@@ -57,7 +63,6 @@ class Ledger:
                 self._schedule()
             raise
         finally:
-            timer.cancel()
             self._waiting.pop(slot, None)
         if refusal is not None:
             return refusal
@@ -81,10 +86,16 @@ class Ledger:
                 self._returns.append(slot)
                 self._schedule()
 
-    def _give_up(self, slot: Slot) -> None:
-        answer = self._waiting.pop(slot, None)
-        if answer is not None and not answer.done():
-            answer.set_result(LEDGER_UNAVAILABLE)
+    def _sweep(self) -> None:
+        """Gives up what was not answered in time; one timer for all, since all have the same patience."""
+        now = self._loop.time()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            answer = self._waiting.pop(self._deadlines.popleft()[1], None)
+            if answer is not None and not answer.done():
+                answer.set_result(LEDGER_UNAVAILABLE)
+        self._sweeping = bool(self._deadlines)
+        if self._sweeping:
+            self._loop.call_later(self._deadlines[0][0] - now, self._sweep)
 
     def _schedule(self) -> None:
         if not self._scheduled:

@@ -1,0 +1,88 @@
+"""Two results side by side: what became worse.
+
+Rules of this file: only ratios to nginx of the same run are compared, since the machine may be another one today; a
+figure is worse where its ratio moved the wrong way by more than both runs' own spread and a twentieth.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.runs import BASE, Runs, Spread
+
+NOISE: Final = 0.05  # of a ratio, whatever the spread
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[dict[str, Any]]:
+    """A line for each figure that both have, with `verdict` better, worse or same."""
+    before, after = Runs(old["runs"]), Runs(new["runs"])
+    lines = []
+    for scenario in new["scenarios"]:
+        for server in after.servers(scenario["name"]):
+            if server == BASE:
+                continue
+            for figure in scenario["figures"]:
+                was = before.ratio(scenario["name"], server, figure["name"])
+                now = after.ratio(scenario["name"], server, figure["name"])
+                if was is None or now is None:
+                    continue
+                lines.append(
+                    {
+                        "scenario": scenario["name"],
+                        "server": server,
+                        "figure": figure["name"],
+                        "was": was.median,
+                        "now": now.median,
+                        "verdict": verdict(was, now, less_is_better=figure["less_is_better"]),
+                    }
+                )
+    return lines
+
+
+def verdict(was: Spread, now: Spread, *, less_is_better: bool) -> str:
+    """Whether a ratio became better or worse by more than noise."""
+    if not less_is_better:
+        was, now = _turned(was), _turned(now)
+    if now.median > was.median * (1 + NOISE) and now.least > was.most:
+        return "worse"
+    if now.median * (1 + NOISE) < was.median and now.most < was.least:
+        return "better"
+    return "same"
+
+
+def _turned(spread: Spread) -> Spread:
+    return Spread(1 / spread.median, 1 / spread.most, 1 / spread.least, spread.rounds)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the lines that changed; 1 if anything became worse, 2 if nothing could be compared."""
+    parser = argparse.ArgumentParser(prog="python -m bench compare", description="What became worse between two runs.")
+    parser.add_argument("old", type=Path)
+    parser.add_argument("new", type=Path)
+    parser.add_argument("--all", action="store_true", help="also what stayed the same")
+    args = parser.parse_args(arguments)
+    try:
+        old, new = (json.loads(path.read_text()) for path in (args.old, args.new))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    lines = changes(old, new)
+    shown = Table(box=box.SIMPLE_HEAD)
+    for column in ("scenario", "server", "figure", f"was / {BASE}", f"now / {BASE}", ""):
+        shown.add_column(column)
+    for line in lines:
+        if args.all or line["verdict"] != "same":
+            style = {"worse": "bold red", "better": "green"}.get(line["verdict"])
+            figures = (f"{line['was']:.2f}", f"{line['now']:.2f}")
+            shown.add_row(line["scenario"], line["server"], line["figure"], *figures, line["verdict"], style=style)
+    console = Console()
+    if shown.row_count:
+        console.print(shown)
+    worse = sum(line["verdict"] == "worse" for line in lines)
+    console.print(f"{len(lines)} figures compared, {worse} worse")
+    return 2 if not lines else 1 if worse else 0

@@ -1,0 +1,91 @@
+"""What must be reached, and what is aimed at, beside nginx and HAProxy in one run; the figures are the project's own.
+
+Rules of this file: a goal whose runs are missing, or were the generator's limit, is not measured; it is never met.
+"""
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from bench.runs import BASE, DIRECT, Runs, Spread
+
+NATIVE: Final = "dgproxy, native pump"
+PURE: Final = "dgproxy, pure Python"
+HAPROXY: Final = "haproxy"
+
+
+class Verdict(enum.StrEnum):
+    """How a goal was met."""
+
+    AIM = "aim"
+    MUST = "must"
+    MISSED = "missed"
+    UNMEASURED = "not measured"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One line. `take` gives the figure; `needs` are the runs that must be sound for it."""
+
+    name: str
+    scenario: str
+    needs: tuple[str, ...]
+    take: Callable[[Runs], Spread | None]
+    must: float
+    aim: float
+    less_is_better: bool = True
+
+    def verdict(self, runs: Runs) -> tuple[Verdict, Spread | None]:
+        """The verdict by the median of the rounds, and the figure."""
+        found = self.take(runs)
+        if found is None or not runs.valid(self.scenario, *self.needs):
+            return Verdict.UNMEASURED, found
+        sign = 1 if self.less_is_better else -1
+        if sign * found.median <= sign * self.aim:
+            return Verdict.AIM, found
+        return (Verdict.MUST if sign * found.median <= sign * self.must else Verdict.MISSED), found
+
+    @property
+    def bounds(self) -> str:
+        """Must and aim, for people."""
+        sign = "<=" if self.less_is_better else ">="
+        return f"{sign} {self.must:g}, {sign} {self.aim:g}"
+
+
+def _ratio(
+    name: str,
+    scenario: str,
+    figure: str,
+    must: float,
+    aim: float,
+    *,
+    server: str = NATIVE,
+    base: str = BASE,
+    less: str = "",
+    less_is_better: bool = True,
+) -> Goal:
+    needs = (server, base, less) if less else (server, base)
+    return Goal(
+        name,
+        scenario,
+        needs,
+        lambda runs: runs.ratio(scenario, server, figure, base, less=less),
+        must,
+        aim,
+        less_is_better,
+    )
+
+
+GOALS: Final = (
+    _ratio("CPU of a WSS round trip / nginx", "streams", "cpu", 1.0, 0.9),
+    _ratio("the same, pure Python", "streams", "cpu", 1.4, 1.2, server=PURE),
+    _ratio("CPU of a WSS round trip / HAProxy", "streams", "cpu", 0.95, 0.8, base=HAPROXY),
+    _ratio("p99 added to a WSS message / nginx", "streams", "p99", 1.2, 1.0, less=DIRECT),
+    _ratio("saturated WSS, MB/s / nginx", "saturate", "speed", 1.5, 2.5, less_is_better=False),
+    _ratio("upload of 1 GiB, MB/s / nginx", "upload", "speed", 1.0, 1.5, less_is_better=False),
+    Goal("memory of an idle WSS stream, KiB", "idle", (NATIVE,), lambda r: r.spread("idle", NATIVE, "memory"), 28, 19),
+    _ratio("full handshakes with a request / nginx", "handshake", "rate", 0.6, 0.9, less_is_better=False),
+    _ratio("small requests / nginx", "requests", "rate", 0.15, 0.4, less_is_better=False),
+    _ratio("plain WS: CPU of a round trip / nginx", "plain", "cpu", 1.0, 0.8),
+)

@@ -1,0 +1,145 @@
+"""The bench's own arithmetic: ratios within a round, goals that are never met by accident, what became worse."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from bench import compare, report
+from bench.goals import GOALS, NATIVE, Goal, Verdict
+from bench.runs import BASE, DIRECT, Runs, Spread
+
+LATENCY = [[0, 10.0], [0.5, 20.0], [0.9, 30.0], [0.99, 40.0], [0.999, 50.0], [0.9999, 60.0], [1, 70.0]]
+
+
+def row(number: int, server: str, scenario: str = "streams", *, valid: bool = True, **figures: float) -> dict[str, Any]:
+    return {
+        "round": number,
+        "scenario": scenario,
+        "server": server,
+        "figures": figures,
+        "generator": 0.3 if valid else 0.95,
+        "valid": valid,
+        "faults": [],
+        "load": {"latency_us": LATENCY},
+        "configuration": f"conf of <{server}>",
+    }
+
+
+def document(*rows: dict[str, Any]) -> dict[str, Any]:
+    figures = [{"name": name, "unit": "us", "less_is_better": True, "digits": 1} for name in ("cpu", "p99")]
+    return {
+        "facts": {"date": "2026-01-01", "cpu": "<fast>"},
+        "command": "python -m bench",
+        "scenarios": [{"name": "streams", "title": "WSS & more", "figures": figures}],
+        "runs": list(rows),
+    }
+
+
+def test_a_ratio_is_of_one_round_and_the_median_of_ratios() -> None:
+    runs = Runs([row(1, BASE, cpu=10.0), row(1, NATIVE, cpu=9.0), row(2, BASE, cpu=100.0), row(2, NATIVE, cpu=110.0)])
+    assert runs.ratio("streams", NATIVE, "cpu") == Spread(1.0, 0.9, 1.1, 2)
+    assert runs.spread("streams", NATIVE, "cpu") == Spread(59.5, 9.0, 110.0, 2)
+
+
+def test_a_server_without_nginx_in_its_round_is_not_shown() -> None:
+    runs = Runs([row(1, NATIVE, cpu=9.0), row(2, BASE, cpu=10.0), row(2, "haproxy", cpu=10.0)])
+    assert runs.servers("streams") == [BASE, "haproxy"]
+    assert runs.ratio("streams", NATIVE, "cpu") is None
+
+
+def test_what_is_added_is_taken_off_the_way_without_a_proxy() -> None:
+    runs = Runs([row(1, BASE, p99=30.0), row(1, NATIVE, p99=20.0), row(1, DIRECT, p99=10.0)])
+    assert runs.ratio("streams", NATIVE, "p99", less=DIRECT) == Spread(0.5, 0.5, 0.5, 1)
+    assert (
+        Runs([row(1, BASE, p99=10.0), row(1, NATIVE, p99=20.0), row(1, DIRECT, p99=10.0)]).ratio(
+            "streams", NATIVE, "p99", less=DIRECT
+        )
+        is None
+    )  # nginx added nothing: there is no ratio to that
+
+
+CPU = GOALS[0]
+
+
+@pytest.mark.parametrize(
+    ("ours", "wanted"),
+    [(8.9, Verdict.AIM), (9.0, Verdict.AIM), (9.1, Verdict.MUST), (10.0, Verdict.MUST), (10.1, Verdict.MISSED)],
+)
+def test_a_goal_is_met_by_the_median(ours: float, wanted: Verdict) -> None:
+    assert CPU.verdict(Runs([row(1, BASE, cpu=10.0), row(1, NATIVE, cpu=ours)]))[0] is wanted
+
+
+def test_more_may_be_better() -> None:
+    goal = next(goal for goal in GOALS if goal.scenario == "upload")
+    for ours, wanted in ((15.0, Verdict.AIM), (12.0, Verdict.MUST), (9.0, Verdict.MISSED)):
+        runs = Runs([row(1, BASE, "upload", speed=10.0), row(1, NATIVE, "upload", speed=ours)])
+        assert goal.verdict(runs)[0] is wanted
+
+
+@pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.name)
+def test_no_goal_is_met_by_runs_that_are_missing_or_were_the_generators_limit(goal: Goal) -> None:
+    assert goal.verdict(Runs([]))[0] is Verdict.UNMEASURED
+    figures = {"cpu": 1.0, "p99": 1.0, "speed": 1.0, "rate": 1.0, "memory": 1.0}
+    servers = (*goal.needs, BASE)
+    for limited in goal.needs:
+        runs = Runs([row(1, server, goal.scenario, valid=server != limited, **figures) for server in servers])
+        assert goal.verdict(runs)[0] is Verdict.UNMEASURED
+
+
+spreads = st.lists(st.floats(0.1, 10), min_size=1, max_size=5).map(
+    lambda values: Spread.of(values) or pytest.fail("of none")
+)
+
+
+@given(spreads, spreads, st.booleans())
+def test_two_results_are_judged_the_same_from_either_end(was: Spread, now: Spread, less: bool) -> None:  # noqa: FBT001
+    there = compare.verdict(was, now, less_is_better=less)
+    back = compare.verdict(now, was, less_is_better=less)
+    assert {there, back} in ({"same"}, {"better", "worse"})
+    assert compare.verdict(was, was, less_is_better=less) == "same"
+
+
+def test_only_what_moved_by_more_than_the_spread_is_worse() -> None:
+    def verdict(*now: float, less: bool = True) -> str:
+        was, new = Spread.of([0.98, 1.0, 1.02]), Spread.of(now)
+        assert was is not None
+        assert new is not None
+        return compare.verdict(was, new, less_is_better=less)
+
+    assert verdict(1.2, 1.21, 1.22) == "worse"
+    assert verdict(1.2, 1.21, 1.22, less=False) == "better"
+    assert verdict(1.01, 1.21, 1.22) == "same"
+    assert verdict(1.03, 1.03, 1.03) == "same"
+    assert verdict(0.8, 0.8, 0.8) == "better"
+
+
+def test_compare_says_what_became_worse_and_exits_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(json.dumps(document(row(1, BASE, cpu=10.0, p99=1.0), row(1, NATIVE, cpu=9.0, p99=1.0))))
+    new.write_text(json.dumps(document(row(1, BASE, cpu=10.0, p99=1.0), row(1, NATIVE, cpu=12.0, p99=1.0))))
+    assert compare.main([str(old), str(new)]) == 1
+    said = capsys.readouterr().out
+    assert "2 figures compared, 1 worse" in said
+    assert re.search(r"streams +dgproxy, native pump +cpu +0\.90 +1\.20 +worse", said)
+    assert compare.main([str(new), str(old)]) == 0
+    new.write_text(json.dumps(document()))
+    assert compare.main([str(old), str(new)]) == 2
+
+
+def test_the_report_is_one_page_with_every_figure_and_nothing_from_elsewhere(tmp_path: Path) -> None:
+    rows = [row(n, server, cpu=n + 0.5, p99=7.0) for n in (1, 2) for server in (BASE, NATIVE, "haproxy", DIRECT)]
+    stored = tmp_path / "run.json"
+    stored.write_text(json.dumps(document(*rows)))
+    assert report.main([str(stored)]) == 0
+    page = stored.with_suffix(".html").read_text()
+    assert page.count("<svg") == 2  # latency and CPU; nothing else was measured
+    assert "2.0<small>1.5-2.5</small>" in page
+    assert "WSS &amp; more" in page
+    assert "&lt;fast&gt;" in page
+    assert "conf of &lt;nginx&gt;" in page
+    assert not re.search(r"""(?:src|href|url)\s*[=(]\s*["']?(?:https?:)?//""", page)
+    assert "<script" not in page
