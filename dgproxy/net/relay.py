@@ -123,7 +123,8 @@ class Direction:
             self.end_of_stream()
         elif self._pending is None:
             self._resume()
-            self.again()  # a read that finds nothing has OpenSSL let go of 12 KiB, which an idle stream would keep
+            if self._source.secure:
+                self.again()  # a read that finds nothing has OpenSSL let go of 12 KiB, which an idle stream would keep
 
     def stop(self) -> None:
         """Leaves nothing in the loop."""

@@ -37,7 +37,7 @@ class Downstream:
     def __init__(self, head: Head) -> None:
         self._head = head
         self._body = Body(chunked=head.chunked, length=head.content_length or 0)
-        self._waits = head.expects_continue and head.has_body
+        self._waits = head.expects_continue
         self._chunked = False  # our answer
         self._keeps = head.minor == 1 and b"close" not in head.connection
         self._answered = False

@@ -163,6 +163,7 @@ def test_f31_a_100_is_sent_once_and_only_to_who_waits_for_it() -> None:
     exchange = downstream(b"Content-Length: 5", b"Expect: 100-continue")
     assert exchange.proceed() == b"HTTP/1.1 100 Continue\r\n\r\n"
     assert exchange.proceed() == b""
+    assert downstream(b"Content-Length: 0", b"Expect: 100-continue").proceed()  # it is owed to whoever asks
     assert downstream(b"Content-Length: 5").proceed() == b""
     for line, body in ((b"Content-Length: 5", b"audio"), (b"Transfer-Encoding: chunked", b"5\r\naudio")):
         assert downstream(line, b"Expect: 100-continue").proceed()
