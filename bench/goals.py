@@ -1,6 +1,8 @@
 """What must be reached, and what is aimed at, beside nginx and HAProxy in one run; the figures are the project's own.
 
-Rules of this file: a goal whose runs are missing, or were the generator's limit, is not measured; it is never met.
+Rules of this file: a goal whose runs are missing, or were the generator's limit, is not measured; it is never met. What
+a server does with a second of CPU is its own even where the generator was at its limit, so such goals only need runs
+without a fault.
 """
 
 import enum
@@ -13,6 +15,7 @@ from bench.runs import BASE, DIRECT, Runs, Spread
 NATIVE: Final = "dgproxy, native pump"
 PURE: Final = "dgproxy, pure Python"
 HAPROXY: Final = "haproxy"
+_BY_CPU: Final = frozenset({"cpu", "core"})
 
 
 class Verdict(enum.StrEnum):
@@ -35,11 +38,13 @@ class Goal:
     must: float
     aim: float
     less_is_better: bool = True
+    by_cpu: bool = False  # a figure of the server's own CPU
 
     def verdict(self, runs: Runs) -> tuple[Verdict, Spread | None]:
         """The verdict by the median of the rounds, and the figure."""
         found = self.take(runs)
-        if found is None or not runs.valid(self.scenario, *self.needs):
+        good = runs.sound if self.by_cpu else runs.valid
+        if found is None or not good(self.scenario, *self.needs):
             return Verdict.UNMEASURED, found
         sign = 1 if self.less_is_better else -1
         if sign * found.median <= sign * self.aim:
@@ -74,6 +79,7 @@ def _ratio(
         must,
         aim,
         less_is_better,
+        figure in _BY_CPU,
     )
 
 
@@ -85,7 +91,7 @@ GOALS: Final = (
     _ratio("saturated WSS, MB/s / nginx", "saturate", "speed", 1.5, 2.5, less_is_better=False),
     _ratio("upload of 1 GiB, MB/s / nginx", "upload", "speed", 1.0, 1.5, less_is_better=False),
     Goal("memory of an idle WSS stream, KiB", "idle", (NATIVE,), lambda r: r.spread("idle", NATIVE, "memory"), 28, 19),
-    _ratio("full handshakes with a request / nginx", "handshake", "rate", 0.6, 0.9, less_is_better=False),
-    _ratio("small requests / nginx", "requests", "rate", 0.15, 0.4, less_is_better=False),
+    _ratio("full handshakes with a request / nginx", "handshake", "core", 0.6, 0.9, less_is_better=False),
+    _ratio("small requests / nginx", "requests", "core", 0.15, 0.4, less_is_better=False),
     _ratio("plain WS: CPU of a round trip / nginx", "plain", "cpu", 1.0, 0.8),
 )

@@ -3,6 +3,7 @@
 import os
 import platform
 import ssl
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +20,8 @@ def facts() -> dict[str, Any]:
         "cpu": models[0] if models else platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
-        "python": platform.python_version(),
+        # Distributions build theirs with a profile, which is worth a tenth of a small request; others often do not.
+        "python": f"{platform.python_version()}, {'the system' if sys.base_prefix == '/usr' else 'not the system'}'s",
         "openssl": ssl.OPENSSL_VERSION,
         "uvloop": version("uvloop"),
         "picows": version("picows"),

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from bench.goals import HAPROXY, NATIVE, PURE
-from bench.runs import BASE, DIRECT, Runs
+from bench.runs import BASE, DIRECT, OF_THE_PROXY, Runs
 
 # Okabe and Ito's colours: told apart by those who see red and green alike, and in grey.
 COLOURS: Final = {NATIVE: "#0072b2", PURE: "#56b4e9", BASE: "#e69f00", HAPROXY: "#cc79a7", DIRECT: "#777777"}
@@ -67,7 +67,7 @@ def bars(runs: Runs, scenarios: Sequence[str], figure: str, label: str) -> str:
 
     def draw(axes: Axes) -> None:
         servers = [server for server in COLOURS if any(runs.spread(name, server, figure) for name in scenarios)]
-        if figure.startswith("cpu"):
+        if figure in OF_THE_PROXY:
             servers = [server for server in servers if server != DIRECT]
         wide = 0.8 / max(1, len(servers))
         for index, server in enumerate(servers):

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from bench import pictures
 from bench.goals import GOALS, Verdict
-from bench.runs import BASE, DIRECT, Runs
+from bench.runs import BASE, DIRECT, OF_THE_PROXY, Runs
 from bench.scenarios import GENERATOR_LIMIT
 
 _STYLE: Final = Path(__file__).with_name("report.css").read_text(encoding="utf-8")
@@ -99,7 +99,7 @@ def _scenario(scenario: dict[str, Any], runs: Runs) -> str:
             cells = [escape(server)]
             for figure in scenario["figures"]:
                 found = runs.spread(name, server, figure["name"])
-                if found is None or (server == DIRECT and figure["name"].startswith("cpu")):
+                if found is None or (server == DIRECT and figure["name"] in OF_THE_PROXY):
                     cells += ["", ""]
                     continue
                 digits = figure["digits"]

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 BASE: Final = "nginx"
 DIRECT: Final = "direct"
+OF_THE_PROXY: Final = frozenset({"cpu", "cpu_gib", "core"})  # figures that the way without one has not
 
 Row = dict[str, Any]
 
@@ -72,6 +73,10 @@ class Runs:
     def valid(self, scenario: str, *servers: str) -> bool:
         """Whether every run of these was the server's limit, not the generator's, and lost nothing."""
         return all(row["valid"] for server in servers for row in self.of(scenario, server))
+
+    def sound(self, scenario: str, *servers: str) -> bool:
+        """Whether none of these lost or mangled anything."""
+        return not any(self.faults(scenario, server) for server in servers)
 
     def faults(self, scenario: str, server: str) -> list[str]:
         """What went wrong in its runs."""

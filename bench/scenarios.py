@@ -81,7 +81,8 @@ def _streams(run: Run) -> dict[str, float]:
 
 
 def _rate(run: Run) -> dict[str, float]:
-    return {"rate": run.load["done"] / run.load["seconds"], "cpu": run.each, "p99": run.latency(0.99)}
+    core = run.load["done"] / max(run.cpu, 1e-9)
+    return {"rate": run.load["done"] / run.load["seconds"], "core": core, "cpu": run.each, "p99": run.latency(0.99)}
 
 
 def _bytes(run: Run) -> dict[str, float]:
@@ -96,6 +97,7 @@ def _idle(run: Run) -> dict[str, float]:
 def scenarios(*, seconds: float, streams: int) -> dict[str, Scenario]:
     """All of them, by name."""
     rate = Figure("rate", "a second", less_is_better=False, digits=0)
+    core = Figure("core", "a second of its CPU", less_is_better=False, digits=0)
     speed = Figure("speed", "MB/s", less_is_better=False, digits=0)
     cpu_gib = Figure("cpu_gib", "s CPU a GiB", digits=2)
     paced = (_CPU, _P50, _P90, _P99, _P999, _MAX)
@@ -149,7 +151,7 @@ def scenarios(*, seconds: float, streams: int) -> dict[str, Scenario]:
             "full TLS handshake, one request, connection closed; 16 at once",
             "handshake",
             {"n": 16, "seconds": seconds / 2, "target": "/v1/models"},
-            (rate, _CPU, _P99),
+            (rate, core, _CPU, _P99),
             _rate,
         ),
         Scenario(
@@ -157,7 +159,7 @@ def scenarios(*, seconds: float, streams: int) -> dict[str, Scenario]:
             "resumed TLS handshake, one request, connection closed; 16 at once",
             "handshake",
             {"n": 16, "seconds": seconds / 2, "target": "/v1/models", "resume": True},
-            (rate, _CPU, _P99),
+            (rate, core, _CPU, _P99),
             _rate,
         ),
         Scenario(
@@ -165,7 +167,7 @@ def scenarios(*, seconds: float, streams: int) -> dict[str, Scenario]:
             "small requests on 32 kept-alive connections",
             "requests",
             {"n": 32, "seconds": seconds / 2, "target": "/v1/models"},
-            (rate, _CPU, _P99),
+            (rate, core, _CPU, _P99),
             _rate,
         ),
         Scenario(

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.goals import GOALS, Verdict
-from bench.runs import BASE, DIRECT, Runs
+from bench.runs import BASE, DIRECT, OF_THE_PROXY, Runs
 from bench.scenarios import GENERATOR_LIMIT, Scenario
 
 _STYLES = {Verdict.AIM: "green", Verdict.MUST: "green", Verdict.MISSED: "bold red", Verdict.UNMEASURED: "dim"}
@@ -56,7 +56,7 @@ def table(scenario: dict[str, Any], runs: Runs) -> Table:
 
 def _cells(runs: Runs, scenario: str, server: str, figure: dict[str, Any]) -> tuple[str, str]:
     found = runs.spread(scenario, server, figure["name"])
-    if found is None or (server == DIRECT and figure["name"].startswith("cpu")):
+    if found is None or (server == DIRECT and figure["name"] in OF_THE_PROXY):
         return "", ""  # no proxy, no CPU of one
     digits = figure["digits"]
     text = f"{found.median:,.{digits}f}"

@@ -258,11 +258,6 @@ class Endpoint:
             self._budget.give_back(-size)
 
     @property
-    def ahead(self) -> int:
-        """Bytes read that nobody has asked for yet."""
-        return self._size
-
-    @property
     def held(self) -> int:
         """Bytes read ahead, or waiting to be taken by the peer."""
         return self._size + self._writing

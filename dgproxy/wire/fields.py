@@ -5,8 +5,9 @@ space; what could be read in two ways is not read at all. Sources: RFC 9110 5.5,
 """
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 Headers = list[tuple[bytes, bytes]]  # (name in lower case, value without outer white space), in the order sent
 
@@ -21,8 +22,7 @@ _LENGTH = re.compile(rb"[0-9]{1,18}")  # RFC 9112 6.2; 18 digits cannot overflow
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"host"})
 
 
-@dataclass(frozen=True, slots=True)
-class Framing:
+class Framing(msgspec.Struct, frozen=True):
     """How a message's body is framed, and what its Connection says (in lower case)."""
 
     content_length: int | None

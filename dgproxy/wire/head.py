@@ -9,8 +9,9 @@ Sources: RFC 9110, RFC 9112; spec part 5 (strictness); bad-inputs.md F and H.
 """
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from dgproxy.wire import fields
 from dgproxy.wire.fields import LINE, MAX_HEADERS, Headers
@@ -40,8 +41,7 @@ _HOST = re.compile(
 _REFUSED_METHODS = frozenset({b"CONNECT", b"TRACE"})
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(msgspec.Struct, frozen=True):
     """A request head that passed: what was asked, and how its body is framed."""
 
     method: bytes

@@ -5,8 +5,9 @@ lengths splits responses as surely as a request with two splits requests. Source
 """
 
 import re
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 from dgproxy.wire import fields
 from dgproxy.wire.fields import LINE, MAX_HEADERS, VALUE, Headers
@@ -20,8 +21,7 @@ class BadAnswer(Exception):  # noqa: N818 - it names what came, as the table of 
     """The upstream sent what is not a valid answer; its connection must not be used again."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True):
     """The head of an upstream's answer."""
 
     status: int

@@ -19,7 +19,7 @@ from dgproxy.wire.refusals import Refusal
 from dgproxy.wire.response import Answer, BadAnswer
 from dgproxy.worker.meter import End, Meter
 
-_WORTH_POURING: Final = 2 * AN_EVENT  # bytes of a body that are still to come
+_WORTH_POURING: Final = 2 * AN_EVENT  # bytes of a body that are still to come; more than is ever read ahead
 _LOOK: Final = 1.0  # seconds between two looks at a body that pours
 _SAFE: Final = frozenset({b"GET", b"HEAD"})  # RFC 9110 9.2.1; no other is served without a body
 _TURN: Final = 64  # pieces of a body after which others have their turn: a chunk may hold a single byte
@@ -96,7 +96,8 @@ class Exchange:
         self._conversation: Upstream | None = None
         self._sent_body = False
         self._pace = Pace(timeouts.minimum_upload_rate)
-        self._told = asyncio.Event()  # the client has its 100 Continue, or needs none
+        # Set when the client has its 100 Continue, or needs none; without a body nobody waits for that.
+        self._told = asyncio.Event() if meter.head.has_body else None
 
     @property
     def reusable(self) -> bool:
@@ -160,29 +161,35 @@ class Exchange:
             await upstream.write(conversation.head, patience)
             await self._proceed()
         finally:
-            self._told.set()
+            if self._told is not None:
+                self._told.set()
         while True:
-            long = self._downstream.to_come >= _WORTH_POURING and not self._client.ahead
-            if long and await self._pour() is not Poured.ENOUGH:
+            if self._downstream.to_come >= _WORTH_POURING and await self._pour() is not Poured.ENOUGH:
                 return None
             if (piece := await self._piece()) is None:
                 break
             self._meter.bytes_in += len(piece)
             if self._meter.bytes_in > max_body:
                 return self._give_up(Failed(refusals.BODY_TOO_LARGE, End.REFUSED, "body larger than announced"))
-            self._sent_body = True
-            try:
-                await upstream.write(conversation.data(piece), patience)
-            except Lost as lost:
-                if lost.cause is Cause.TIMEOUT:
-                    raise _Stuck from None
-                return None  # it may have answered already; if not, whoever waits for the answer finds out
+            if not await self._pass_on(conversation.data(piece)):
+                return None
             await asyncio.sleep(0)  # others have their turn
         if self._meter.head.has_body:
             await upstream.write(conversation.end(), patience)
         else:
             conversation.end()
         return None
+
+    async def _pass_on(self, data: bytes) -> bool:
+        """Whether the upstream took it; else it may have answered already, or whoever waits for that finds out."""
+        self._sent_body = True
+        try:
+            await self._upstream.write(data, self._timeouts.stream_idle)
+        except Lost as lost:
+            if lost.cause is Cause.TIMEOUT:
+                raise _Stuck from None
+            return False
+        return True
 
     async def _pour(self) -> Poured:
         """Most of a long body, from one fd to the other without coming by here.
@@ -195,7 +202,11 @@ class Exchange:
         client, upstream = self._client, self._upstream
         if client.gone:
             raise _ClientLost(Cause.RESET)
-        client.release()
+        if early := client.release():
+            self._meter.bytes_in += len(early)
+            self._downstream.skip(len(early))
+            if not await self._pass_on(early):
+                return Poured.REFUSED
         pour = Pour(asyncio.get_running_loop(), client, upstream, self._buffer, self._downstream.to_come - AN_EVENT)
         self._sent_body = True
         idle = 0.0
@@ -320,7 +331,7 @@ class Exchange:
             out = downstream.respond(answer.status, answer.reason, headers, close=close)
         except ValueError as error:
             return self._failed(refusals.UPSTREAM_BROKE, End.UPSTREAM_FAULT, str(error))
-        if upload is not None:
+        if upload is not None and self._told is not None:
             await self._told.wait()  # one writes to the client at a time
         pieces = 0
         try:

@@ -83,11 +83,14 @@ def test_more_may_be_better() -> None:
 @pytest.mark.parametrize("goal", GOALS, ids=lambda goal: goal.name)
 def test_no_goal_is_met_by_runs_that_are_missing_or_were_the_generators_limit(goal: Goal) -> None:
     assert goal.verdict(Runs([]))[0] is Verdict.UNMEASURED
-    figures = {"cpu": 1.0, "p99": 1.0, "speed": 1.0, "rate": 1.0, "memory": 1.0}
+    figures = {"cpu": 1.0, "core": 1.0, "p99": 1.0, "speed": 1.0, "rate": 1.0, "memory": 1.0}
     servers = (*goal.needs, BASE)
     for limited in goal.needs:
-        runs = Runs([row(1, server, goal.scenario, valid=server != limited, **figures) for server in servers])
-        assert goal.verdict(runs)[0] is Verdict.UNMEASURED
+        rows = [row(1, server, goal.scenario, valid=server != limited, **figures) for server in servers]
+        assert (goal.verdict(Runs(rows))[0] is Verdict.UNMEASURED) is not goal.by_cpu
+        for each in rows:
+            each["faults"] = ["1 lost"] if each["server"] == limited else []
+        assert goal.verdict(Runs(rows))[0] is Verdict.UNMEASURED
 
 
 spreads = st.lists(st.floats(0.1, 10), min_size=1, max_size=5).map(

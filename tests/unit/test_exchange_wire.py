@@ -1,11 +1,11 @@
 """One exchange without I/O: how bodies are framed both ways, and where one message ends and the next begins."""
 
-import dataclasses
 import itertools
 import random
 from collections.abc import Iterable
 from typing import Final
 
+import msgspec
 import pytest
 from hypothesis import given, strategies as st
 
@@ -156,7 +156,7 @@ def test_a_body_that_h11_would_frame_otherwise_is_refused_at_its_head(line: byte
         head = judge(b"POST / HTTP/1.1\r\nHost: dg\r\n" + ours + b"\r\n\r\n")
         assert isinstance(head, Head)
         raw = b"POST / HTTP/1.1\r\nHost: dg\r\n" + line + b"\r\n\r\n"
-        assert Downstream.begin(dataclasses.replace(head, raw=raw)) is BAD_FRAMING
+        assert Downstream.begin(msgspec.structs.replace(head, raw=raw)) is BAD_FRAMING
 
 
 def test_f31_a_100_is_sent_once_and_only_to_who_waits_for_it() -> None:
