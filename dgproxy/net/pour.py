@@ -10,12 +10,14 @@ Rules of this file:
 
 import asyncio
 import enum
-from typing import Final
+from typing import Final, Literal
 
-from dgproxy.net import pump
+from dgproxy.net import pump, splice
 from dgproxy.net.endpoint import CHUNK, Endpoint
 from dgproxy.net.tls import WOULD_BLOCK
 from dgproxy.wire.frames import Tracker
+
+Form = pump.Form | Literal["splice"]
 
 AN_EVENT: Final = 4 * CHUNK  # bytes that a pump passes on in one event at most
 _ENDLESS: Final = 1 << 62  # to the pump's tracker, all of it is the payload of one frame
@@ -36,9 +38,15 @@ class Pour:
     """
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, source: Endpoint, sink: Endpoint, buffer: bytearray, least: int
+        self,
+        loop: asyncio.AbstractEventLoop,
+        source: Endpoint,
+        sink: Endpoint,
+        buffer: bytearray,
+        least: int,
+        form: Form | None = None,
     ) -> None:
-        """`buffer` has CHUNK bytes and may be that of the relays."""
+        """`buffer` has CHUNK bytes and may be that of the relays; `form` is the cheapest that is possible, if None."""
         self._loop = loop
         self._source = source
         self._sink = sink
@@ -48,9 +56,14 @@ class Pour:
         self._kept: memoryview | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._outcome: Poured | None = None
-        tracker = Tracker(masked=False)
-        tracker.left = _ENDLESS
-        self._pump = pump.make(pump.form(), source, sink, buffer, tracker, self)
+        form = form or ("splice" if splice.possible(source, sink) else pump.form())
+        self._pump: pump.Pump
+        if form == "splice":
+            self._pump = splice.Splice(source, sink, self)
+        else:
+            tracker = Tracker(masked=False)
+            tracker.left = _ENDLESS
+            self._pump = pump.make(form, source, sink, buffer, tracker, self)
         if source.closed or sink.closed:
             self._end(Poured.LOST)
         else:
@@ -111,7 +124,11 @@ class Pour:
 
     def keep(self, at: int, size: int) -> None:
         """Bytes that the sink does not take now."""
-        self._kept = memoryview(bytes(self._view[at:size]))
+        self.hold(bytes(self._view[at:size]))
+
+    def hold(self, rest: bytes) -> None:
+        """The same, for bytes that are not in the buffer."""
+        self._kept = memoryview(rest)
         self._loop.remove_reader(self._source.fd)
         self._sink.call_when_writable(self._on_writable)
         self._sink.waits(len(self._kept))

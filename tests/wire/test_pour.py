@@ -2,7 +2,12 @@
 
 import asyncio
 import contextlib
+import errno
+import fcntl
+import os
 import random
+import sys
+import termios
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final
 
@@ -10,28 +15,42 @@ import pytest
 import uvloop
 from hypothesis import given, settings, strategies as st
 
+from dgproxy.net import splice
 from dgproxy.net.endpoint import Endpoint
-from dgproxy.net.pour import AN_EVENT, Pour, Poured
+from dgproxy.net.pour import AN_EVENT, Form, Pour, Poured
 from dgproxy.net.relay import make_buffer
 from tests.support.peers import Peer, Watched, certificates, tcp_pair
-from tests.support.pumps import both_forms  # noqa: F401 - a fixture that is used by being here
+from tests.support.pumps import FORMS, native_only
 
 LONG: Final = 60.0
 SMALL: Final = 16 * 1024  # bytes of a socket's buffer, so that the sink stalls
-secured = pytest.mark.parametrize("secure", [False, True], ids=["plain", "TLS"])
+Way = tuple[Form, bool]  # the pump, and whether the client speaks TLS
+
+WAYS: Final = [
+    *(
+        pytest.param((form, secure), id=f"{form}, {'TLS' if secure else 'plain'}", marks=native_only)
+        if form == "native"
+        else pytest.param((form, secure), id=f"{form}, {'TLS' if secure else 'plain'}")
+        for form in FORMS
+        for secure in (False, True)
+    ),
+    pytest.param(("splice", False), id="splice"),
+]
+each_way = pytest.mark.parametrize("way", WAYS)
 
 
 class Rig:
     """A client before a source, and an upstream behind a sink."""
 
-    def __init__(self, client: Peer, source: Endpoint, sink: Endpoint, upstream: Peer) -> None:
+    def __init__(self, form: Form, client: Peer, source: Endpoint, sink: Endpoint, upstream: Peer) -> None:
+        self.form = form
         self.client, self.source, self.sink, self.upstream = client, source, sink, upstream
         self.loop = Watched(asyncio.get_running_loop())
         self.buffer = make_buffer()
 
     def pour(self, least: int) -> Pour:
         assert not self.source.release()
-        return Pour(self.loop, self.source, self.sink, self.buffer, least)  # type: ignore[arg-type]
+        return Pour(self.loop, self.source, self.sink, self.buffer, least, self.form)  # type: ignore[arg-type]
 
     @property
     def quiet(self) -> bool:
@@ -40,7 +59,8 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def rig(*, secure: bool, buffer: int | None = None) -> AsyncIterator[Rig]:
+async def rig(way: Way, buffer: int | None = None) -> AsyncIterator[Rig]:
+    form, secure = way
     loop = asyncio.get_running_loop()
     near, far = tcp_pair(buffer)
     below, above = tcp_pair(buffer)
@@ -50,7 +70,7 @@ async def rig(*, secure: bool, buffer: int | None = None) -> AsyncIterator[Rig]:
     if secure:
         await asyncio.gather(source.handshake(certificates().server(), LONG, server_side=True), client.handshake())
     try:
-        yield Rig(client, source, sink, upstream)
+        yield Rig(form, client, source, sink, upstream)
     finally:
         source.abort()
         sink.abort()
@@ -88,21 +108,21 @@ async def read_at_least(peer: Peer, size: int) -> bytes:
     return bytes(got)
 
 
+@each_way
 @settings(max_examples=25)
 @given(
-    secure=st.booleans(),
     narrow=st.booleans(),
     more=st.integers(0, 700_000),
     sizes=st.lists(st.sampled_from([1000, 3000, 16_384, 70_000, 300_000]), min_size=1, max_size=4),
     seed=st.integers(0, 1 << 30),
 )
 def test_what_is_poured_and_what_is_read_after_it_are_the_body(
-    *, secure: bool, narrow: bool, more: int, sizes: list[int], seed: int
+    way: Way, *, narrow: bool, more: int, sizes: list[int], seed: int
 ) -> None:
     body = random.Random(seed).randbytes(AN_EVENT + more)
 
     async def work() -> None:
-        async with rig(secure=secure, buffer=SMALL if narrow else None) as made:
+        async with rig(way, buffer=SMALL if narrow else None) as made:
             sending = asyncio.ensure_future(send_in_pieces(made.client, body, sizes))
             pour = made.pour(len(body) - AN_EVENT)
             reading = asyncio.ensure_future(read_at_least(made.upstream, len(body)))
@@ -120,10 +140,10 @@ def test_what_is_poured_and_what_is_read_after_it_are_the_body(
     run(work)
 
 
-@secured
-def test_a_sink_that_takes_nothing_stops_the_source_and_is_seen_to(*, secure: bool) -> None:
+@each_way
+def test_a_sink_that_takes_nothing_stops_the_source_and_is_seen_to(way: Way) -> None:
     async def work() -> None:
-        async with rig(secure=secure, buffer=SMALL) as made:
+        async with rig(way, buffer=SMALL) as made:
             body = random.Random(2).randbytes(4 << 20)
             sending = asyncio.ensure_future(made.client.send(body))
             pour = made.pour(len(body) - AN_EVENT)
@@ -152,12 +172,12 @@ BREAKS: Final[dict[str, Breaks]] = {
 }
 
 
-@secured
+@each_way
 @pytest.mark.parametrize("breaks", BREAKS.values(), ids=BREAKS)
 @pytest.mark.parametrize("stalled", [False, True], ids=["flowing", "stalled"])
-def test_whatever_ends_it_leaves_nothing_behind(breaks: Breaks, *, secure: bool, stalled: bool) -> None:
+def test_whatever_ends_it_leaves_nothing_behind(breaks: Breaks, way: Way, *, stalled: bool) -> None:
     async def work() -> None:
-        async with rig(secure=secure, buffer=SMALL) as made:
+        async with rig(way, buffer=SMALL) as made:
             pour = made.pour(64 << 20)
             if stalled:
                 sending = asyncio.ensure_future(made.client.send(bytes(4 << 20)))
@@ -177,13 +197,13 @@ def test_whatever_ends_it_leaves_nothing_behind(breaks: Breaks, *, secure: bool,
     run(work)
 
 
-@secured
+@each_way
 @pytest.mark.parametrize("side", ["source", "sink"])
-def test_a_connection_that_is_closed_already_is_not_touched(side: str, *, secure: bool) -> None:
+def test_a_connection_that_is_closed_already_is_not_touched(side: str, way: Way) -> None:
     """Its number may be another connection's by then."""
 
     async def work() -> None:
-        async with rig(secure=secure) as made:
+        async with rig(way) as made:
             closed: Endpoint = getattr(made, side)
             closed.abort()
             pour = made.pour(64 << 20)
@@ -196,10 +216,10 @@ def test_a_connection_that_is_closed_already_is_not_touched(side: str, *, secure
     run(work)
 
 
-@secured
-def test_a_client_that_ends_early_is_lost(*, secure: bool) -> None:
+@each_way
+def test_a_client_that_ends_early_is_lost(way: Way) -> None:
     async def work() -> None:
-        async with rig(secure=secure) as made:
+        async with rig(way) as made:
             pour = made.pour(64 << 20)
             await made.client.send(b"hello")
             assert await read_at_least(made.upstream, 5) == b"hello"
@@ -210,15 +230,89 @@ def test_a_client_that_ends_early_is_lost(*, secure: bool) -> None:
     run(work)
 
 
-@secured
-def test_an_upstream_that_resets_refuses(*, secure: bool) -> None:
+@each_way
+def test_an_upstream_that_resets_refuses(way: Way) -> None:
     async def work() -> None:
-        async with rig(secure=secure) as made:
+        async with rig(way) as made:
             pour = made.pour(64 << 20)
             made.upstream.reset()
             sending = asyncio.ensure_future(send_in_pieces(made.client, bytes(16 << 20), [10_000]))
             assert await outcome(pour) is Poured.REFUSED
             assert made.quiet
+            sending.cancel()
+
+    run(work)
+
+
+# --- splice ----------------------------------------------------------------------------------------------------------
+
+
+def in_the_pipe() -> int:
+    """Bytes that are left in the process's pipe."""
+    ends = splice.PIPE.ends()
+    assert ends is not None
+    return int.from_bytes(fcntl.ioctl(ends[0], termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
+def test_plain_sockets_are_spliced_and_others_are_not() -> None:
+    async def work() -> None:
+        for secure in (False, True):
+            async with rig(("pure", secure)) as made:
+                assert splice.possible(made.source, made.sink) is not secure
+                assert splice.possible(made.sink, made.sink)
+
+    run(work)
+
+
+def test_without_a_pipe_bytes_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(_: int) -> tuple[int, int]:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    async def work() -> None:
+        async with rig(("pure", False)) as made:
+            splice.PIPE.drop()
+            monkeypatch.setattr(os, "pipe2", none_left)
+            assert not splice.possible(made.source, made.sink)
+            monkeypatch.undo()
+            assert splice.possible(made.source, made.sink)
+
+    run(work)
+
+
+def test_what_a_sink_that_breaks_leaves_in_the_pipe_is_nobodys() -> None:
+    async def work() -> None:
+        async with rig(("splice", False)) as made:
+            ends = splice.PIPE.ends()
+            pour = made.pour(64 << 20)
+            made.upstream.reset()
+            sending = asyncio.ensure_future(send_in_pieces(made.client, b"secret" * (1 << 20), [100_000]))
+            assert await outcome(pour) is Poured.REFUSED
+            sending.cancel()
+            assert ends is not None
+            assert in_the_pipe() == 0
+        async with rig(("splice", False)) as made:
+            pour = made.pour(1000)
+            await made.client.send(b"public" * 1000)
+            assert await outcome(pour) is Poured.ENOUGH
+            assert await read_at_least(made.upstream, 6000) == b"public" * 1000
+
+    run(work)
+
+
+@pytest.mark.parametrize("narrow", [False, True], ids=["flowing", "stalling"])
+def test_nothing_is_left_in_the_pipe_between_two_events(*, narrow: bool) -> None:
+    body = random.Random(3).randbytes(3 << 20)
+
+    async def work() -> None:
+        async with rig(("splice", False), buffer=SMALL if narrow else None) as made:
+            sending = asyncio.ensure_future(made.client.send(body))
+            pour = made.pour(len(body) - AN_EVENT)
+            reading = asyncio.ensure_future(read_at_least(made.upstream, len(body) - AN_EVENT))
+            while await pour.wait(0.001) is None:
+                assert in_the_pipe() == 0
+            assert in_the_pipe() == 0
+            got = await reading
+            assert got == body[: len(got)]
             sending.cancel()
 
     run(work)
