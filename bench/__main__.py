@@ -24,7 +24,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench import compare, machine, native, report, servers, tables
+from bench import compare, machine, native, report, servers, tables, via
 from bench.runs import DIRECT, Row, Runs
 from bench.scenarios import GENERATOR_LIMIT, Run, Scenario, measure, scenarios
 from bench.servers import Rig, Server
@@ -113,7 +113,7 @@ def _row(number: int, scenario: Scenario, name: str, server: Server, run: Run) -
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    known = scenarios(seconds=1, streams=1)
+    known = list(scenarios(seconds=1, streams=1))
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
     parser.add_argument("scenario", nargs="*", help=f"of {', '.join(known)}; all if none is named")
     parser.add_argument("--rounds", type=int, default=3)
@@ -122,8 +122,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--plain", action="store_true", help="without TLS, all of them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run there")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there, one HTML file")
+    via.options(parser)
     found = parser.parse_args()
-    if unknown := set(found.scenario) - known.keys():
+    if found.via is not None:
+        known = list(via.SCENARIOS)
+        if found.report is not None:
+            parser.error("the report compares servers that run here; --via writes --json")
+    if unknown := set(found.scenario).difference(known):
         parser.error(f"no scenario {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     return found
 
@@ -158,14 +163,39 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     return document
 
 
+def _measure_via(args: argparse.Namespace, console: Console) -> None:
+    chosen = args.scenario or list(via.SCENARIOS)
+    try:
+        if chosen != ["streams"]:
+            native.compiled("load")
+        rows = []
+        with contextlib.suppress(KeyboardInterrupt):
+            for row in via.rounds(args, chosen):
+                rows.append(row)
+                print(f"round {row['round']}/{args.rounds}  {row['scenario']:<10} {row['server']}", file=sys.stderr)
+    except (native.Missing, via.BadUrl, OSError) as error:
+        raise SystemExit(f"bench: {error}") from None
+    document = {"facts": machine.facts(), "via": args.via, "direct": args.direct, "runs": rows}
+    if args.json is not None:
+        args.json.write_text(json.dumps(document, indent=1) + "\n")
+    runs = Runs(rows)
+    for scenario in runs.scenarios:
+        console.print(via.table(scenario, runs))
+    if not all(row["valid"] for row in rows):
+        raise SystemExit("something was lost or refused: see above")
+
+
 def main() -> None:
     """Measures, and prints a table for each scenario and how each goal was met."""
     commands: Final = {"report": report.main, "compare": compare.main}
     if len(sys.argv) > 1 and sys.argv[1] in commands:
         sys.exit(commands[sys.argv[1]](sys.argv[2:]))
     args = arguments()
-    document = _measure(args)
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+    if args.via is not None:
+        _measure_via(args, console)
+        return
+    document = _measure(args)
     tables.show(console, document)
     if args.report is not None:
         args.report.write_text(report.html(document), encoding="utf-8")

@@ -66,15 +66,24 @@ def upstream(core: int) -> Iterator[tuple[int, int]]:
 class Load:
     """One run of the generator: its connections stand when it is entered, `run` has it do its work."""
 
-    def __init__(self, mode: str, core: int, **options: Any) -> None:
+    def __init__(self, mode: str, core: int | None, key: str = "", **options: Any) -> None:
+        """`core` to keep it on, if any; `key` is not shown in its arguments; `options` are those of load.c."""
+        self._key = key
         words = [f"{name}={int(value) if isinstance(value, bool) else value}" for name, value in options.items()]
         self._command = [str(compiled("load")), mode, *words]
         self._core = core
         self.opened = 0
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        pin(self._process.pid, self._core)
+        self._process = subprocess.Popen(
+            self._command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "DGPROXY_BENCH_KEY": self._key},
+        )
+        if self._core is not None:
+            pin(self._process.pid, self._core)
         said = self._line(90)
         self.opened = int(said.split()[1])
         return self

@@ -1,6 +1,9 @@
 /* The load of bench/: one thread, epoll, OpenSSL; the same bytes to whatever listens at the given port.
  *
- *   load MODE port=P [tls=1] [key=K] [target=/v1/...] [n=500] [bytes=3200] [interval=0.1] [seconds=10] [inflight=4] [resume=0]
+ *   load MODE port=P [host=127.0.0.1] [name=localhost] [authority=localhost] [tls=1] [ca=FILE | verify=1] [target=/v1/...] [n=500] [bytes=3200]
+ *        [interval=0.1] [seconds=10] [inflight=4] [resume=0]
+ *
+ * `host` is an address, `name` what the certificate must say, `authority` what Host says. The key is in $DGPROXY_BENCH_KEY: argv is everybody's.
  *
  * It says "open" on a line once its connections stand, waits for a line on stdin, runs, and says its figures as one JSON
  * object on a line. Modes:
@@ -22,6 +25,7 @@
 #include <netinet/tcp.h>
 #include <openssl/err.h>
 #include <openssl/ssl.h>
+#include <openssl/x509v3.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -63,8 +67,10 @@ struct conn {
 
 static enum mode mode;
 static int port, epoll_fd;
-static const char *key = "", *target = "/v1/listen?model=nova-3&encoding=linear16&sample_rate=16000";
-static bool tls = true, resume = false, running = false;
+static const char *key = "", *host = "127.0.0.1", *name = "localhost", *authority = "localhost", *ca = "", *target = "/v1/listen?model=nova-3&encoding=linear16&sample_rate=16000";
+static bool tls = true, verify = false, resume = false, running = false;
+static struct sockaddr_storage address;
+static socklen_t address_size;
 static long n = 500, inflight = 4;
 static uint64_t bytes = 3200;
 static double interval = 0.1, seconds = 10, started, stop_at;
@@ -145,10 +151,8 @@ static void drop(struct conn *c, uint64_t *count)
 static void dial(struct conn *c)
 {
     int yes = 1;
-    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    c->fd = socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK, 0);
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
-    struct sockaddr_in address = {
-        .sin_family = AF_INET, .sin_port = htons((uint16_t)port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     c->phase = CONNECTING;
     c->began = now();
     c->shaken = c->in_body = false;
@@ -157,7 +161,7 @@ static void dial(struct conn *c)
     c->out = request;
     c->out_left = request_size;
     c->body_left = mode == UPLOAD ? bytes : 0;
-    if (connect(c->fd, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS) {
+    if (connect(c->fd, (struct sockaddr *)&address, address_size) < 0 && errno != EINPROGRESS) {
         drop(c, &lost);
         return;
     }
@@ -343,7 +347,7 @@ static bool turn(struct conn *c)
         getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &size);
         if (error)
             return false;
-        struct sockaddr_in peer;
+        struct sockaddr_storage peer;
         size = sizeof peer;
         if (getpeername(c->fd, (struct sockaddr *)&peer, &size) < 0)
             return true;
@@ -351,7 +355,13 @@ static bool turn(struct conn *c)
         if (tls) {
             c->ssl = SSL_new(context);
             SSL_set_fd(c->ssl, c->fd);
-            SSL_set_tlsext_host_name(c->ssl, "localhost");
+            unsigned char number[16];
+            if (inet_pton(AF_INET, name, number) == 1 || inet_pton(AF_INET6, name, number) == 1)
+                X509_VERIFY_PARAM_set1_ip_asc(SSL_get0_param(c->ssl), name); /* RFC 6066 3: no number in SNI */
+            else {
+                SSL_set_tlsext_host_name(c->ssl, name);
+                SSL_set1_host(c->ssl, name);
+            }
             if (resume && session != NULL)
                 SSL_set_session(c->ssl, session);
         }
@@ -442,8 +452,16 @@ static void options(int argc, char **argv)
             port = atoi(value);
         else if (!strcmp(argv[i], "tls"))
             tls = atoi(value);
-        else if (!strcmp(argv[i], "key"))
-            key = value;
+        else if (!strcmp(argv[i], "host"))
+            host = value;
+        else if (!strcmp(argv[i], "name"))
+            name = value;
+        else if (!strcmp(argv[i], "authority"))
+            authority = value;
+        else if (!strcmp(argv[i], "ca"))
+            ca = value;
+        else if (!strcmp(argv[i], "verify"))
+            verify = atoi(value);
         else if (!strcmp(argv[i], "target"))
             target = value;
         else if (!strcmp(argv[i], "n"))
@@ -462,6 +480,22 @@ static void options(int argc, char **argv)
             fprintf(stderr, "load: unknown option %s\n", argv[i]);
             exit(2);
         }
+    }
+    if (getenv("DGPROXY_BENCH_KEY") != NULL)
+        key = getenv("DGPROXY_BENCH_KEY");
+    struct sockaddr_in *four = (struct sockaddr_in *)&address;
+    struct sockaddr_in6 *six = (struct sockaddr_in6 *)&address;
+    if (inet_pton(AF_INET, host, &four->sin_addr) == 1) {
+        four->sin_family = AF_INET;
+        four->sin_port = htons((uint16_t)port);
+        address_size = sizeof *four;
+    } else if (inet_pton(AF_INET6, host, &six->sin6_addr) == 1) {
+        six->sin6_family = AF_INET6;
+        six->sin6_port = htons((uint16_t)port);
+        address_size = sizeof *six;
+    } else {
+        fprintf(stderr, "load: %s is no address\n", host);
+        exit(2);
     }
     if (inflight > RING / 2)
         exit(2);
@@ -486,8 +520,8 @@ static void prepare(void)
     snprintf(full, sizeof full, "%s", target);
     if (mode == DOWNLOAD)
         snprintf(full, sizeof full, "%s%csize=%llu", target, strchr(target, '?') ? '&' : '?', (unsigned long long)bytes);
-    request_size = (size_t)snprintf(request, sizeof request, "%s %s HTTP/1.1\r\nHost: localhost\r\n%s%s%s\r\n%s",
-        post ? "POST" : "GET", full, authorization, rest, length, mode == DOWNLOAD ? "{}" : "");
+    request_size = (size_t)snprintf(request, sizeof request, "%s %s HTTP/1.1\r\nHost: %s\r\n%s%s%s\r\n%s",
+        post ? "POST" : "GET", full, authority, authorization, rest, length, mode == DOWNLOAD ? "{}" : "");
     plain = malloc(bytes > ROOM ? bytes : ROOM);
     uint32_t random = 3200;
     for (uint64_t i = 0; i < (bytes > ROOM ? bytes : ROOM); i++) {
@@ -561,7 +595,15 @@ int main(int argc, char **argv)
     prepare();
     if (tls) {
         context = SSL_CTX_new(TLS_client_method());
-        SSL_CTX_set_min_proto_version(context, TLS1_3_VERSION);
+        SSL_CTX_set_min_proto_version(context, verify ? TLS1_2_VERSION : TLS1_3_VERSION);
+        if (*ca && SSL_CTX_load_verify_locations(context, ca, NULL) != 1) {
+            fprintf(stderr, "load: %s holds no certificates\n", ca);
+            exit(2);
+        }
+        if (verify && !*ca)
+            SSL_CTX_set_default_verify_paths(context);
+        if (verify || *ca)
+            SSL_CTX_set_verify(context, SSL_VERIFY_PEER, NULL);
         SSL_CTX_set_ciphersuites(context, "TLS_AES_256_GCM_SHA384"); /* the same for every proxy */
         SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
         SSL_CTX_set_read_ahead(context, 1);
