@@ -207,7 +207,7 @@ def measure(scenario: Scenario, server: Server, *, key: str, tls: bool, core: in
     for fault in ("unequal", "lost", "refused"):
         if figures.get(fault):
             run.faults.append(f"{figures[fault]} {fault}")
-    if scenario.options.get("resume") and figures["resumed"] < _RESUMED * figures["done"]:
+    if tls and scenario.options.get("resume") and figures["resumed"] < _RESUMED * figures["done"]:
         run.faults.append(f"only {figures['resumed']} of {figures['done']} resumed")
     if scenario.mode == "idle" and load.opened != scenario.options["n"]:
         run.faults.append(f"only {load.opened} opened")
