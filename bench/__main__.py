@@ -18,51 +18,65 @@ import tempfile
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench import compare, machine, native, report, servers, tables, via
+from bench import compare, keys, machine, native, report, servers, studies, tables, via
+from bench.machine import LOAD_CORE, PROXY_CORE
 from bench.runs import DIRECT, Row, Runs
-from bench.scenarios import GENERATOR_LIMIT, Run, Scenario, measure, scenarios
-from bench.servers import Rig, Server
+from bench.scenarios import Scenario, measure, scenarios
+from bench.servers import NAMES, Rig
+from bench.studies import KEY_COUNTS, STREAM_COUNTS, Bench, Study
 from dgproxy.net import pump
 
-PROXY_CORE, LOAD_CORE = 0, 1
+STUDIES: Final = {study.name: study for study in (keys.STUDY,)}
 
 
 def _servers(rig: Rig) -> dict[str, Any]:
-    native_form = {} if pump.why_not_native() else {"dgproxy, native pump": lambda: rig.dgproxy("native")}
-    pure = {"dgproxy, pure Python": lambda: rig.dgproxy("pure")}
+    native_form = {} if pump.why_not_native() else {NAMES["native"]: lambda: rig.dgproxy("native")}
+    pure = {NAMES["pure"]: lambda: rig.dgproxy("pure")}
     return {"nginx": rig.nginx, "haproxy": rig.haproxy, **native_form, **pure, DIRECT: rig.direct}
 
 
 def _rounds(
-    directory: Path, chosen: list[Scenario], upstream: tuple[int, int], args: argparse.Namespace
+    directory: Path, chosen: list[Scenario | Study], upstream: tuple[int, int], args: argparse.Namespace
 ) -> Iterator[Row]:
     """Every run, as it ends."""
     port, pid = upstream
+    secure = {scenario.name: not args.plain and (isinstance(scenario, Study) or scenario.tls) for scenario in chosen}
     rigs = {
-        tls: Rig(directory / ("tls" if tls else "plain"), port, PROXY_CORE, tls=tls)
-        for tls in {scenario.tls and not args.plain for scenario in chosen}
+        tls: Rig(directory / ("tls" if tls else "plain"), port, PROXY_CORE, tls=tls) for tls in set(secure.values())
     }
     plan = [
-        (number, scenario, name, start)
+        (number, scenario, name)
         for number in range(1, args.rounds + 1)
         for scenario in chosen
-        for name, start in _servers(rigs[scenario.tls and not args.plain]).items()
-        if name != DIRECT or scenario.direct
+        for name in ([""] if isinstance(scenario, Study) else _servers(rigs[secure[scenario.name]]))
+        if isinstance(scenario, Study) or name != DIRECT or scenario.direct
     ]
     with _progress(len(plan)) as step:
-        for number, scenario, name, start in plan:
-            step(f"round {number}/{args.rounds}  {scenario.name:<10} {name}")
-            tls = scenario.tls and not args.plain
-            with start() as server:
-                key = rigs[tls].key
-                run = measure(scenario, server, key=key, tls=tls and name != DIRECT, core=LOAD_CORE, upstream_pid=pid)
-            yield _row(number, scenario, name, server, run)
+        for number, scenario, name in plan:
+            rig = rigs[secure[scenario.name]]
+            said = f"round {number}/{args.rounds}  {scenario.name:<10} "
+            step(said + name)
+            if isinstance(scenario, Study):
+                counts = args.key_counts, args.stream_counts
+                yield from scenario.rows(Bench(rig, number, args.seconds, pid, *counts, partial(_say, said)))
+                continue
+            with _servers(rig)[name]() as server:
+                run = measure(scenario, server, key=rig.key, tls=rig.tls and name != DIRECT, upstream_pid=pid)
+            shown = server.configuration if number == 1 else None
+            figures = scenario.take(run)
+            processes = len(server.pids)
+            yield studies.row(number, scenario.name, name, figures, run=run, processes=processes, configuration=shown)
+
+
+def _say(where: str, what: str) -> None:
+    print(where, what, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -94,31 +108,16 @@ def _progress(total: int) -> Iterator[Any]:
         yield step
 
 
-def _row(number: int, scenario: Scenario, name: str, server: Server, run: Run) -> Row:
-    return {
-        "round": number,
-        "scenario": scenario.name,
-        "server": name,
-        "figures": scenario.take(run),
-        "generator": round(run.generator, 3),
-        "valid": run.generator <= GENERATOR_LIMIT and not run.faults,
-        "faults": run.faults,
-        "cpu_s": round(run.cpu, 4),
-        "wall_s": round(run.wall, 3),
-        "processes": len(server.pids),
-        "load": run.load,
-        "configuration": server.configuration if number == 1 else None,
-    }
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
-    known = list(scenarios(seconds=1, streams=1))
+    known = [*scenarios(seconds=1, streams=1), *STUDIES]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
     parser.add_argument("scenario", nargs="*", help=f"of {', '.join(known)}; all if none is named")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="of the steady state of a run")
     parser.add_argument("--streams", type=int, default=500)
+    parser.add_argument("--key-counts", type=_counts, default=KEY_COUNTS, metavar="N,N", help="of `keys`")
+    parser.add_argument("--stream-counts", type=_counts, default=STREAM_COUNTS, metavar="N,N", help="of `scale`")
     parser.add_argument("--plain", action="store_true", help="without TLS, all of them")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every run there")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there, one HTML file")
@@ -133,11 +132,15 @@ def arguments() -> argparse.Namespace:
     return found
 
 
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(sorted(int(part) for part in text.split(",")))
+
+
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
     """Every run that was made until the end, or until Ctrl-C."""
     if len(os.sched_getaffinity(0)) < 2:
         raise SystemExit("the bench needs two cores: one for the proxy, one for the load")
-    every = scenarios(seconds=args.seconds, streams=args.streams)
+    every: dict[str, Scenario | Study] = {**scenarios(seconds=args.seconds, streams=args.streams), **STUDIES}
     chosen = [every[name] for name in args.scenario or every]
     try:
         versions = {name: servers.version(name) for name in ("nginx", "haproxy")}
@@ -200,7 +203,7 @@ def main() -> None:
     if args.report is not None:
         args.report.write_text(report.html(document), encoding="utf-8")
         print(f"report: {args.report}", file=sys.stderr)
-    if any(Runs(document["runs"]).faults(row["scenario"], row["server"]) for row in document["runs"]):
+    if any(row["faults"] for row in document["runs"]):
         raise SystemExit("something was lost, unequal or refused: see above")
 
 

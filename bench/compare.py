@@ -14,6 +14,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench import tables
 from bench.runs import BASE, Runs, Spread
 
 NOISE: Final = 0.05  # of a ratio, whatever the spread
@@ -24,17 +25,17 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[dict[str, Any]]:
     before, after = Runs(old["runs"]), Runs(new["runs"])
     lines = []
     for scenario in new["scenarios"]:
-        for server in after.servers(scenario["name"]):
+        for variant, server in tables.lines(scenario, after):
             if server == BASE:
                 continue
             for figure in scenario["figures"]:
-                was = before.ratio(scenario["name"], server, figure["name"])
-                now = after.ratio(scenario["name"], server, figure["name"])
+                was = before.ratio(scenario["name"], server, figure["name"], variant=variant)
+                now = after.ratio(scenario["name"], server, figure["name"], variant=variant)
                 if was is None or now is None:
                     continue
                 lines.append(
                     {
-                        "scenario": scenario["name"],
+                        "scenario": f"{scenario['name']} {variant}".strip(),
                         "server": server,
                         "figure": figure["name"],
                         "was": was.median,

@@ -4,11 +4,13 @@ import os
 import platform
 import ssl
 import sys
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 PROC: Final = Path("/proc")
+PROXY_CORE, LOAD_CORE = 0, 1
 
 
 def facts() -> dict[str, Any]:
@@ -50,6 +52,28 @@ def resident_kib(pid: int) -> int:
     return _status(pid, "VmRSS:")
 
 
+@dataclass(frozen=True)
+class Memory:
+    """A process's resident memory in KiB: its own pages, those shared with others, and its fair part of both."""
+
+    own: int = 0
+    shared: int = 0
+    fair: int = 0
+
+
+def memory(pid: int) -> Memory:
+    """Nothing if it is gone."""
+    found: dict[str, int] = {}
+    try:
+        for line in (PROC / str(pid) / "smaps_rollup").read_text().splitlines()[1:]:
+            name, size, *_ = line.split()
+            found[name] = int(size)
+    except OSError:
+        return Memory()
+    own = found["Private_Clean:"] + found["Private_Dirty:"]
+    return Memory(own, found["Rss:"] - own, found["Pss:"])
+
+
 def _status(pid: int, name: str) -> int:
     try:
         text = (PROC / str(pid) / "status").read_text()
@@ -58,7 +82,18 @@ def _status(pid: int, name: str) -> int:
     return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(name)), 0)
 
 
-def pin(pid: int, core: int) -> None:
-    """Keeps a process, with all its threads, on one core."""
+def pin(pid: int, *allowed: int) -> None:
+    """Keeps a process, with all its threads, on these cores."""
     for task in (PROC / str(pid) / "task").iterdir():
-        os.sched_setaffinity(int(task.name), {core})
+        os.sched_setaffinity(int(task.name), allowed)
+
+
+def cores(workers: int) -> set[int]:
+    """Where a proxy with so many workers runs: one has a core of its own.
+
+    More have all cores but the load's, if that leaves two; else they share the load's.
+    """
+    if workers == 1:
+        return {PROXY_CORE}
+    every = os.sched_getaffinity(0)
+    return every - {LOAD_CORE} if len(every) > 2 else every

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from bench import pictures
+from bench import pictures, tables
 from bench.goals import GOALS, Verdict
 from bench.runs import BASE, DIRECT, OF_THE_PROXY, Runs
 from bench.scenarios import GENERATOR_LIMIT
@@ -37,7 +37,7 @@ def html(document: dict[str, Any]) -> str:
             "<h2>What must be reached, and is aimed at</h2>",
             _goals(runs),
             *_pictures(runs),
-            *(_scenario(scenario, runs) for scenario in document["scenarios"] if runs.servers(scenario["name"])),
+            *(_scenario(scenario, runs) for scenario in document["scenarios"] if tables.lines(scenario, runs)),
             "<h2>Machine</h2>",
             "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in facts.items()) + "</dl>",
             "<h2>Configurations</h2>",
@@ -92,29 +92,35 @@ def _scenario(scenario: dict[str, Any], runs: Runs) -> str:
     name = scenario["name"]
     head = [""]
     for figure in scenario["figures"]:
-        head += [f"{escape(figure['name'])}<small>{escape(figure['unit'])}</small>", f"/ {BASE}"]
+        head.append(f"{escape(figure['name'])}<small>{escape(figure['unit'])}</small>")
+        if figure["compared"]:
+            head.append(f"/ {BASE}")
 
     def rows() -> Iterator[Sequence[str]]:
-        for server in runs.servers(name):
-            cells = [escape(server)]
+        for variant, server in tables.lines(scenario, runs):
+            runs_of = runs.of(name, server, variant=variant)
+            cells = [escape(f"{variant} {server}".strip())]
             for figure in scenario["figures"]:
-                found = runs.spread(name, server, figure["name"])
-                if found is None or (server == DIRECT and figure["name"] in OF_THE_PROXY):
-                    cells += ["", ""]
-                    continue
-                digits = figure["digits"]
-                spread = f"<small>{found.least:,.{digits}f}-{found.most:,.{digits}f}</small>"
-                ratio = runs.ratio(name, server, figure["name"])
-                cells += [
-                    f"{found.median:,.{digits}f}{spread}",
-                    f"{ratio.median:.2f}" if ratio and server != BASE else "",
-                ]
-            generator = max(row["generator"] for row in runs.of(name, server))
+                cells += _cells(runs, name, variant, server, figure)
+            generator = max(row["generator"] for row in runs_of)
             mark = " <span class=bad>invalid</span>" if generator > GENERATOR_LIMIT else ""
-            faults = "".join(f" <span class=bad>{escape(fault)}</span>" for fault in runs.faults(name, server))
-            yield [*cells, f"{100 * generator:.0f} %{mark}{faults}"]
+            faults = runs.faults(name, server, variant=variant)
+            told = "".join(f" <span class=bad>{escape(fault)}</span>" for fault in faults)
+            yield [*cells, f"{100 * generator:.0f} %{mark}{told}"]
 
     return f"<h2>{escape(name)}</h2><p>{escape(scenario['title'])}</p>" + _table([*head, "generator"], rows())
+
+
+def _cells(runs: Runs, scenario: str, variant: str, server: str, figure: dict[str, Any]) -> list[str]:
+    found = runs.spread(scenario, server, figure["name"], variant=variant)
+    if found is None or (server == DIRECT and figure["name"] in OF_THE_PROXY):
+        return ["", ""] if figure["compared"] else [""]
+    digits = figure["digits"]
+    text = f"{found.median:,.{digits}f}<small>{found.least:,.{digits}f}-{found.most:,.{digits}f}</small>"
+    if not figure["compared"]:
+        return [text]
+    ratio = runs.ratio(scenario, server, figure["name"], variant=variant)
+    return [text, f"{ratio.median:.2f}" if ratio and server != BASE else ""]
 
 
 def _configurations(runs: Runs) -> Iterator[str]:

@@ -5,12 +5,13 @@ own, all its processes, over the steady state alone; where the generator took ov
 own limit and the run is marked.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from bench.machine import cpu_seconds, own_kib
+from bench.machine import LOAD_CORE, cpu_seconds, own_kib
 from bench.native import Load
 from bench.servers import Server
 
@@ -30,6 +31,7 @@ class Figure:
     unit: str
     less_is_better: bool = True
     digits: int = 1
+    compared: bool = True  # with nginx's of the same round
 
 
 @dataclass(frozen=True)
@@ -183,16 +185,25 @@ def scenarios(*, seconds: float, streams: int) -> dict[str, Scenario]:
     return {scenario.name: scenario for scenario in every}
 
 
-def measure(scenario: Scenario, server: Server, *, key: str, tls: bool, core: int, upstream_pid: int) -> Run:
-    """Puts the load on a server that is up."""
+def measure(
+    scenario: Scenario,
+    server: Server,
+    *,
+    key: str,
+    tls: bool,
+    upstream_pid: int,
+    during: contextlib.AbstractContextManager[object] = contextlib.nullcontext(),  # noqa: B008 - holds nothing
+) -> Run:
+    """Puts the load on a server that is up; `during` is entered while it runs."""
     idle = sum(own_kib(pid) for pid in server.pids)
     options = {"port": server.port, "tls": tls, "key": key, **scenario.options}
-    with Load(scenario.mode, core, **options) as load:
+    with Load(scenario.mode, LOAD_CORE, **options) as load:
         time.sleep(_SETTLE)
         opened = sum(own_kib(pid) for pid in server.pids)
         before = {pid: cpu_seconds(pid) for pid in (*server.pids, load.pid, upstream_pid)}
         began = time.monotonic()
-        figures: dict[str, Any] = {"done": load.opened} if scenario.mode == "idle" else load.run(scenario.within)
+        with during:
+            figures: dict[str, Any] = {"done": load.opened} if scenario.mode == "idle" else load.run(scenario.within)
         wall = time.monotonic() - began
         used = {pid: cpu_seconds(pid) - before[pid] for pid in before}
         run = Run(

@@ -30,11 +30,12 @@ def row(number: int, server: str, scenario: str = "streams", *, valid: bool = Tr
 
 
 def document(*rows: dict[str, Any]) -> dict[str, Any]:
-    figures = [{"name": name, "unit": "us", "less_is_better": True, "digits": 1} for name in ("cpu", "p99")]
+    figure = {"unit": "us", "less_is_better": True, "digits": 1, "compared": True}
+    figures = [{"name": name, **figure} for name in ("cpu", "p99")]
     return {
         "facts": {"date": "2026-01-01", "cpu": "<fast>"},
         "command": "python -m bench",
-        "scenarios": [{"name": "streams", "title": "WSS & more", "figures": figures}],
+        "scenarios": [{"name": "streams", "title": "WSS & more", "study": False, "figures": figures}],
         "runs": list(rows),
     }
 
@@ -84,9 +85,12 @@ def test_more_may_be_better() -> None:
 def test_no_goal_is_met_by_runs_that_are_missing_or_were_the_generators_limit(goal: Goal) -> None:
     assert goal.verdict(Runs([]))[0] is Verdict.UNMEASURED
     figures = {"cpu": 1.0, "core": 1.0, "p99": 1.0, "speed": 1.0, "rate": 1.0, "memory": 1.0}
+    figures |= {"check_x": 1.0, "of_keys": 1.0}
     servers = (*goal.needs, BASE)
     for limited in goal.needs:
         rows = [row(1, server, goal.scenario, valid=server != limited, **figures) for server in servers]
+        for each in rows:
+            each["variant"] = goal.variant
         assert (goal.verdict(Runs(rows))[0] is Verdict.UNMEASURED) is not goal.by_cpu
         for each in rows:
             each["faults"] = ["1 lost"] if each["server"] == limited else []

@@ -1,0 +1,99 @@
+"""What bench/ makes of what it measured: the parts that need no server and no clock."""
+
+import pytest
+
+from bench import tables
+from bench.keys import beside, mappings, sizes, table_faults
+from bench.machine import Memory
+from bench.runs import Row, Runs, Spread
+from bench.scenarios import Figure, Run, Scenario
+from bench.studies import Study, row
+
+FIGURES = (Figure("cpu", "us"), Figure("share", "%"))
+STUDY = Study("keys", "by number of keys", FIGURES, lambda _: iter(()))
+SCENARIO = Scenario("keys", "one load", "requests", {}, FIGURES, lambda _: {})
+
+
+def rows(*told: tuple[int, str, str, dict[str, float]]) -> list[Row]:
+    return [row(number, "keys", server, figures, variant=variant) for number, variant, server, figures in told]
+
+
+# --- rows and their summary -----------------------------------------------------------------------------------------
+
+
+def test_a_row_is_invalid_if_the_generator_was_at_its_limit_or_anything_went_wrong() -> None:
+    def made(generator: float, *faults: str, found: tuple[str, ...] = ()) -> Row:
+        run = Run({}, cpu=1, wall=1, generator=generator, opened=1, faults=list(faults))
+        return row(1, "keys", "nginx", {"cpu": 1}, run=run, faults=found)
+
+    assert made(0.8)["valid"]
+    assert not made(0.81)["valid"]
+    assert not made(0.1, "1 lost")["valid"]
+    assert made(0.1, "1 lost", found=("another",))["faults"] == ["1 lost", "another"]
+    assert not row(1, "keys", "nginx", {}, faults=["does not start"])["valid"]
+
+
+def test_each_variant_is_compared_with_nginx_of_the_same_variant_and_round() -> None:
+    runs = Runs(
+        rows(
+            (1, "keys=10", "nginx", {"cpu": 10}),
+            (1, "keys=10", "dgproxy", {"cpu": 20, "share": 50}),
+            (1, "keys=20", "nginx", {"cpu": 100}),
+            (1, "keys=20", "dgproxy", {"cpu": 100}),
+            (2, "keys=10", "nginx", {"cpu": 10}),
+            (2, "keys=10", "dgproxy", {"cpu": 40, "share": 60}),
+        )
+    )
+    assert tables.lines(tables.described(STUDY), runs) == [
+        ("keys=10", "nginx"),
+        ("keys=10", "dgproxy"),
+        ("keys=20", "nginx"),
+        ("keys=20", "dgproxy"),
+    ]
+    assert runs.spread("keys", "dgproxy", "cpu", variant="keys=10") == Spread(30, 20, 40, 2)
+    assert runs.ratio("keys", "dgproxy", "cpu", variant="keys=10") == Spread(3, 2, 4, 2)
+    assert runs.spread("keys", "dgproxy", "share", variant="keys=10") == Spread(55, 50, 60, 2)
+    assert runs.ratio("keys", "dgproxy", "share", variant="keys=10") is None
+    assert runs.ratio("keys", "dgproxy", "cpu", variant="keys=20") == Spread(1, 1, 1, 1)
+    assert runs.spread("keys", "dgproxy", "share", variant="keys=20") is None
+
+
+@pytest.mark.parametrize(("scenario", "shown"), [(SCENARIO, 0), (STUDY, 1)], ids=["scenario", "study"])
+def test_without_nginx_only_a_study_is_shown(scenario: Scenario | Study, shown: int) -> None:
+    runs = Runs(rows((1, "", "dgproxy", {"cpu": 1})))
+    assert len(tables.lines(tables.described(scenario), runs)) == shown
+
+
+# --- keys -----------------------------------------------------------------------------------------------------------
+
+MAPS = """\
+7f1000000000-7f1000200000 r--s 00000000 00:01 {inode}                       /memfd:dgproxy-keys (deleted)
+7f1000300000-7f1000301000 rw-p 00000000 00:00 0
+7f1000400000-7f1000401000 r-xp 00000000 fd:00 77                         /usr/lib/a library.so
+"""
+
+
+def test_the_key_table_is_found_among_a_process_s_mappings() -> None:
+    assert mappings(MAPS.format(inode=1234)) == {1234: 2 << 20}
+
+
+def test_workers_must_have_one_table_and_the_same() -> None:
+    assert table_faults([{1: 10}, {1: 10}]) == []
+    wrong: list[list[dict[int, int]]] = [
+        [{1: 10}, {2: 10}],
+        [{1: 10}, {}],
+        [{}, {}],
+        [{1: 10, 2: 10}, {1: 10, 2: 10}],
+    ]
+    for found in wrong:
+        assert len(table_faults(found)) == 1
+
+
+def test_sizes_are_the_first_worker_s_and_its_parent_s() -> None:
+    parent, worker = Memory(own=1024, shared=2048, fair=1500), Memory(own=4096, shared=512, fair=4200)
+    assert sizes([parent, worker]) == {"own": 4, "shared": 0.5, "parent": 1}
+    assert sizes([parent]) == {"own": 1, "shared": 2}
+
+
+def test_ratios_are_taken_turn_by_turn() -> None:
+    assert beside([2, 30, 8], [1, 10, 2]) == 3
