@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
+from tests.support.processes import children
+
 PROC: Final = Path("/proc")
 PROXY_CORE, LOAD_CORE = 0, 1
 
@@ -40,6 +42,16 @@ def cpu_seconds(pid: int) -> float:
     except OSError:
         return 0.0
     return total / 1e9
+
+
+def family_cpu_seconds(pid: int) -> float:
+    """What a process and all that come of it have run so far, those that have ended (and were waited for) included."""
+    try:
+        fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    ended = (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")  # cutime, cstime; proc(5)
+    return cpu_seconds(pid) + ended + sum(family_cpu_seconds(child) for child in children(pid))
 
 
 def own_kib(pid: int) -> int:

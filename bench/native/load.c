@@ -692,13 +692,14 @@ int main(int argc, char **argv)
             stop_at = started + seconds;
     }
     double took = mode == STREAMS || mode == UPLOAD || mode == DOWNLOAD ? now() - started : seconds;
-    struct rusage used;
-    getrusage(RUSAGE_SELF, &used);
+    uint64_t dropped = 0; /* connections that are no more; `lost` counts their messages too */
+    for (long i = 0; i < n; i++)
+        dropped += conns[i].phase == GONE;
     printf("{\"mode\": \"%s\", \"opened\": %llu, \"done\": %llu, \"bytes\": %llu, \"seconds\": %.6f, \"unequal\": %llu, "
-           "\"lost\": %llu, \"refused\": %llu, \"resumed\": %llu",
+           "\"lost\": %llu, \"refused\": %llu, \"dropped\": %llu, \"resumed\": %llu",
         MODES[mode], (unsigned long long)opened, (unsigned long long)done,
         (unsigned long long)(mode == UPLOAD ? bytes * done : done_bytes), took, (unsigned long long)unequal,
-        (unsigned long long)lost, (unsigned long long)refused, (unsigned long long)resumed);
+        (unsigned long long)lost, (unsigned long long)refused, (unsigned long long)dropped, (unsigned long long)resumed);
     say("latency", latencies, latency_count);
     if (mode == STREAMS)
         say("late", lateness, lateness_count);

@@ -1,8 +1,11 @@
 """What bench/ makes of what it measured: the parts that need no server and no clock."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from bench import tables
+from bench import reload, tables
 from bench.keys import beside, mappings, sizes, table_faults
 from bench.machine import Memory
 from bench.runs import Row, Runs, Spread
@@ -97,3 +100,56 @@ def test_sizes_are_the_first_worker_s_and_its_parent_s() -> None:
 
 def test_ratios_are_taken_turn_by_turn() -> None:
     assert beside([2, 30, 8], [1, 10, 2]) == 3
+
+
+# --- reload ---------------------------------------------------------------------------------------------------------
+
+
+def echoed(latency: dict[float, float], **load: Any) -> Run:
+    return Run({"latency_us": list(latency.items()), **load}, cpu=1, wall=1, generator=0.1, opened=1)
+
+
+def test_latency_while_keys_change_stands_beside_that_at_rest() -> None:
+    run = echoed({0.5: 10, 0.99: 30, 0.999: 40, 1: 50}, dropped=2)
+    at_rest = reload.figures(run, 0.25, None)
+    assert at_rest == {"p50": 10, "p99": 30, "p99.9": 40, "max": 50, "dropped": 2, "cpu": 25}
+    assert reload.figures(run, 0.25, {"p99": 20}) == {**at_rest, "p99_x": 1.5}
+
+
+def test_changes_that_fail_or_fall_behind_are_a_fault() -> None:
+    def failing() -> None:
+        raise OSError("no socket")
+
+    with reload.Changes(failing, 20) as failed:
+        failed._thread.join()
+    assert failed.faults() == ["keys could not be changed: OSError: no socket"]
+    changes = reload.Changes(lambda: None, 20)
+    changes.seconds = 10
+    for made, faults in ((200, 0), (180, 0), (170, 1)):
+        changes.made = made
+        assert len(changes.faults()) == faults
+
+
+def test_that_a_server_knows_the_last_changes_is_asked_until_it_does() -> None:
+    answers = iter([401, 200, 200, 200, 200, 401])
+    asked = []
+
+    def ask(key: str) -> int:
+        asked.append(key)
+        return next(answers)
+
+    assert reload.unknown(ask, "new", "old", within=60) == []
+    assert asked == ["new", "old"] * 3
+    assert len(reload.unknown(lambda _: 200, "new", "old", within=0)) == 1
+
+
+def test_a_state_is_found_again_as_it_was(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    (state / "keys.db").write_text("before")
+    with reload.restored(state):
+        (state / "keys.db").write_text("after")
+        (state / "more").touch()
+    assert [path.read_text() for path in state.iterdir()] == ["before"]
+    assert list(tmp_path.iterdir()) == [state]
+    assert state.stat().st_mode & 0o777 == 0o700
