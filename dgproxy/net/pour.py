@@ -1,5 +1,7 @@
 """Most of a body of known length, poured from one endpoint into another by the relay's pump.
 
+Between plain sockets it is spliced (net.splice).
+
 Rules of this file:
 - Nobody looks at what is poured. So it is used only up to a point from which on a whole event's bytes are still the
   body's; whoever pours deals with the last ones, and with all that was read before.
@@ -10,14 +12,14 @@ Rules of this file:
 
 import asyncio
 import enum
-from typing import Final, Literal
+from typing import Final
 
-from dgproxy.net import pump, splice
+from dgproxy.net import pump
 from dgproxy.net.endpoint import CHUNK, Endpoint
+from dgproxy.net.pipes import Pipe, Pipes
+from dgproxy.net.splice import Splicer
 from dgproxy.net.tls import WOULD_BLOCK
 from dgproxy.wire.frames import Tracker
-
-Form = pump.Form | Literal["splice"]
 
 AN_EVENT: Final = 4 * CHUNK  # bytes that a pump passes on in one event at most
 _ENDLESS: Final = 1 << 62  # to the pump's tracker, all of it is the payload of one frame
@@ -44,26 +46,25 @@ class Pour:
         sink: Endpoint,
         buffer: bytearray,
         least: int,
-        form: Form | None = None,
+        pipes: Pipes | None = None,
+        form: pump.Form | None = None,
     ) -> None:
-        """`buffer` has CHUNK bytes and may be that of the relays; `form` is the cheapest that is possible, if None."""
+        """`buffer` has CHUNK bytes and may be that of the relays, as the pipes may, through which plain bodies go."""
         self._loop = loop
         self._source = source
         self._sink = sink
         self._send = sink.sender()
         self._view = memoryview(buffer)
         self._least = least
-        self._kept: memoryview | None = None
+        self._kept: memoryview | Pipe | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._outcome: Poured | None = None
-        form = form or ("splice" if splice.possible(source, sink) else pump.form())
-        self._pump: pump.Pump
-        if form == "splice":
-            self._pump = splice.Splice(source, sink, self)
-        else:
-            tracker = Tracker(masked=False)
-            tracker.left = _ENDLESS
-            self._pump = pump.make(form, source, sink, buffer, tracker, self)
+        tracker = Tracker(masked=False)
+        tracker.left = _ENDLESS
+        self._pipes = pipes
+        self._pump: pump.Pump = pump.make(form or pump.form(), source, sink, buffer, tracker, self)
+        if not (pipes is None or source.secure or sink.secure):
+            self._pump = Splicer(self._pump, source, sink, buffer, tracker, self, pipes)
         if source.closed or sink.closed:
             self._end(Poured.LOST)
         else:
@@ -124,14 +125,17 @@ class Pour:
 
     def keep(self, at: int, size: int) -> None:
         """Bytes that the sink does not take now."""
-        self.hold(bytes(self._view[at:size]))
+        self._wait_with(memoryview(bytes(self._view[at:size])))
 
-    def hold(self, rest: bytes) -> None:
-        """The same, for bytes that are not in the buffer."""
-        self._kept = memoryview(rest)
+    def keep_pipe(self, pipe: Pipe) -> None:
+        """A pipe whose bytes the sink does not take now."""
+        self._wait_with(pipe)
+
+    def _wait_with(self, rest: memoryview | Pipe) -> None:
+        self._kept = rest
         self._loop.remove_reader(self._source.fd)
         self._sink.call_when_writable(self._on_writable)
-        self._sink.waits(len(self._kept))
+        self._sink.waits(len(rest))
 
     def again(self) -> None:
         """There is more of which no poll would tell."""
@@ -155,16 +159,23 @@ class Pour:
 
     def _on_writable(self) -> None:
         kept = self._kept
-        while kept:
-            try:
-                sent = self._send(kept)
-            except WOULD_BLOCK:
-                return
-            except OSError:
-                self.refused()
-                return
-            self._kept = kept = kept[sent:]
-            self._sink.waits(-sent)
+        assert kept is not None  # noqa: S101 - what it was called for
+        before = len(kept)
+        try:
+            while kept:
+                if isinstance(kept, Pipe):
+                    assert self._pipes is not None  # noqa: S101 - where it came from
+                    self._kept = kept = self._pipes.emptied(kept, self._sink.fd)
+                else:
+                    kept = kept[self._send(kept) :]
+        except WOULD_BLOCK:
+            self._kept = kept
+            self._sink.waits(len(kept) - before)
+            return
+        except OSError:
+            self.refused()
+            return
+        self._sink.waits(-before)
         self._kept = None
         self._loop.remove_writer(self._sink.fd)
         if self._pump.count >= self._least:
@@ -189,6 +200,8 @@ class Pour:
             self._sink.lend(None)
             if self._kept is not None:
                 self._sink.waits(-len(self._kept))
+        if isinstance(self._kept, Pipe) and self._pipes is not None:
+            self._pipes.give_back(self._kept)
         self._kept = None
         self._wake()
 

@@ -3,6 +3,7 @@
 Rules of this file:
 - A pump does what is usual in an open stream. Whatever is not (an end, an error, a sink that is full, bytes of which
   only a part may pass) is a call of its handler's, after which it does no more in this event.
+- Between plain sockets either may get a Splicer before it (splice.py), which takes the large payloads.
 - Both forms must be equal: the same tests run on both, and before the compiled one is used a process has it relay a
   real TLS connection. Where it is not built, or does not fit this Python, the pure form does the same work.
 """
@@ -16,6 +17,7 @@ from typing import Any, Final, Literal, Protocol
 
 from dgproxy.net import libssl, tls
 from dgproxy.net.endpoint import Endpoint
+from dgproxy.net.pipes import Pipe
 from dgproxy.net.tls import WOULD_BLOCK, Ended
 from dgproxy.wire.frames import Tracker
 
@@ -48,6 +50,9 @@ class Handler(Protocol):
 
     def keep(self, at: int, size: int) -> None:
         """Bytes from `at` to `size` may pass, and are counted, but the sink takes none now."""
+
+    def keep_pipe(self, pipe: Pipe) -> None:
+        """Bytes in this pipe may pass, and are counted, but the sink takes none now; the pipe is yours."""
 
     def again(self) -> None:
         """There is more to read, of which no poll of the source will tell."""

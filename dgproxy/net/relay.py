@@ -5,6 +5,7 @@ Rules of this file:
   lock or await; exceptions only where a socket would block.
 - One buffer serves all streams of a worker, since nothing is left in it between events: what can't be sent at once is
   copied into the direction's one pending slot, and its source is not read until that is gone (backpressure).
+- What the sink does not take of a pipe (splice) stays in the pipe, likewise pending, and counts as much.
 - After OpenSSL has said "want write", exactly the same bytes are offered again (else BAD_LENGTH); so the slot only
   shrinks from the front, and a frame of our own waits behind it.
 - A frame of our own goes between two frames, or between two messages; then nothing more of the source is passed on.
@@ -26,6 +27,8 @@ from typing import Final
 from dgproxy.net import pump
 from dgproxy.net.budget import Budget
 from dgproxy.net.endpoint import CHUNK, Endpoint
+from dgproxy.net.pipes import Pipe, Pipes
+from dgproxy.net.splice import Splicer
 from dgproxy.net.tls import WOULD_BLOCK, Ended
 from dgproxy.wire.frames import Tracker
 
@@ -54,6 +57,7 @@ class Direction:
     __slots__ = (
         "_behind",
         "_budget",
+        "_buffer",
         "_closing",
         "_ended",
         "_finish",
@@ -63,6 +67,7 @@ class Direction:
         "_on_source",
         "_paused",
         "_pending",
+        "_pipes",
         "_pump",
         "_read",
         "_send",
@@ -88,7 +93,9 @@ class Direction:
         form: pump.Form,
         on_end: "Callable[[Direction, Ending], None]",
         on_fault: "Callable[[Direction], None]",
+        pipes: Pipes | None = None,
     ) -> None:
+        """`pipes`: for what may be spliced."""
         self._loop = loop
         self._source = source
         self._sink = sink
@@ -97,13 +104,15 @@ class Direction:
         self._send = sink.sender()
         self._budget = budget
         self._taken = 0  # of the budget
-        self._pending: memoryview | None = None
+        self._pending: memoryview | Pipe | None = None
+        self._pipes = pipes
         self._behind: bytes | None = None  # a frame of our own, to follow what is pending
         self._finish: tuple[bytes, bool] | None = None  # a frame of our own, and whether it may part a message
         self._closing = False  # nothing but a frame of our own is still to be sent
         self.side: Final = side  # the source's
         self.tracker: Final = Tracker(masked=side is Side.DOWNSTREAM)
-        self._pump: Final = pump.make(form, source, sink, buffer, self.tracker, self)
+        self._pump: pump.Pump = pump.make(form, source, sink, buffer, self.tracker, self)
+        self._buffer = buffer
         self._on_source: Callable[[], bool] = self._pump.run
         self._paused = True
         self._ended = False  # the source's end of stream was read
@@ -152,6 +161,18 @@ class Direction:
         elif not self.done:
             self._finish = (frame, between_messages)
             self._listen_with(self._on_readable_to_the_end)
+
+    def expect_bulk(self) -> None:
+        """So much has come that large payloads are to be spliced from here on, where both sides are plain.
+
+        Not before: the question costs each event a microsecond, and speech comes in small frames.
+        """
+        copy, pipes = self._pump, self._pipes
+        if pipes is None or isinstance(copy, Splicer) or self._source.secure or self._sink.secure or self.done:
+            return
+        self._pump = Splicer(copy, self._source, self._sink, self._buffer, self.tracker, self, pipes)
+        if self._on_source == copy.run:
+            self._listen_with(self._pump.run)
 
     @property
     def count(self) -> int:
@@ -206,6 +227,10 @@ class Direction:
     def keep(self, at: int, size: int) -> None:
         """Bytes that the sink does not take now."""
         self._keep(bytes(self._view[at:size]))
+
+    def keep_pipe(self, pipe: Pipe) -> None:
+        """A pipe whose bytes the sink does not take now."""
+        self._wait_with(pipe)
 
     def again(self) -> None:
         """Has the source read from again, of which no poll would tell."""
@@ -314,8 +339,11 @@ class Direction:
         return True
 
     def _keep(self, rest: bytes) -> None:
+        self._wait_with(memoryview(rest))
+
+    def _wait_with(self, rest: memoryview | Pipe) -> None:
         self._taken = len(rest)
-        self._pending = memoryview(rest)
+        self._pending = rest
         self._pause()
         self._sink.call_when_writable(self._on_writable)
         self._budget.take(self._taken)
@@ -323,13 +351,19 @@ class Direction:
     def _forget_pending(self) -> None:
         self._budget.give_back(self._taken)
         self._taken = 0
+        if isinstance(self._pending, Pipe) and self._pipes is not None:
+            self._pipes.give_back(self._pending)
         self._pending = None
 
     def _on_writable(self) -> None:
         rest = self._pending
         while rest:
             try:
-                rest = rest[self._send(rest) :]
+                if isinstance(rest, Pipe):
+                    assert self._pipes is not None  # noqa: S101 - where it came from
+                    self._pending = rest = self._pipes.emptied(rest, self._sink.fd)
+                else:
+                    rest = rest[self._send(rest) :]
             except WOULD_BLOCK:
                 self._pending = rest
                 return
@@ -429,10 +463,11 @@ class Relay:
         on_end: Callable[[Side | None], None],
         on_fault: Callable[[Side], None],
         form: pump.Form | None = None,
+        pipes: Pipes | None = None,
     ) -> None:
-        """`buffer` has CHUNK bytes and may be shared by all relays of a loop, as the budget is.
+        """`buffer` has CHUNK bytes and may be shared by all relays of a loop, as the budget and the pipes are.
 
-        `form`: of the pumps; None for that of the process.
+        `form`: of the pumps; None for that of the process. `pipes`: None has all bytes copied.
         """
         form = form or pump.form()
         self._on_end = on_end
@@ -442,8 +477,9 @@ class Relay:
         self._asked = False  # both directions to finish: only then is neither to be waited for
         self._broken: Side | None = None  # who refused bytes while its own were still awaited
         self.up: Final = Direction(
-            loop, downstream, upstream, Side.DOWNSTREAM, buffer, budget, form, self._ended, self._broke_rules
+            loop, downstream, upstream, Side.DOWNSTREAM, buffer, budget, form, self._ended, self._broke_rules, pipes
         )
+        # Never spliced: what comes down passes the tap, which reads it.
         self.down: Final = Direction(
             loop, upstream, downstream, Side.UPSTREAM, buffer, budget, form, self._ended, self._broke_rules
         )

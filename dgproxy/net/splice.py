@@ -1,126 +1,163 @@
-"""Bytes that go from one plain socket to another without being copied into this process (splice(2)).
+"""A pump that moves large payloads from one plain socket to the other without copying them (splice, see pipes).
 
 Rules of this file:
-- One pipe serves a whole process, since it is empty whenever `run` returns: what the sink does not take is read out of
-  it and kept as bytes. A pipe that may hold bytes after a fault is closed, never used again: they are another client's.
-- Only for plain sockets, and only where nobody looks at the bytes: a body, never frames.
-- SPLICE_F_MORE is never set: it would have the kernel wait for more before it sends the end of a message.
+- It is a copying pump of either form, in front of which stands one question: is so much of a payload to come that
+  splicing pays? Only then, and only for bytes that belong to that payload and the heads before it, is it asked at all.
+- Frames are judged by the tracker alone: inside a payload there is nothing to judge, and before one its head is peeked
+  at, so that the tracker has seen it when it moves.
+- The tracker, and the count, have what is in the pipe, as they have what a copying pump has read.
+
+Towards the upstream only: what comes down passes the meter's tap, which reads it.
 """
 
 import errno
 import os
-from typing import Any, Final, Protocol
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
 
-from dgproxy.net.endpoint import CHUNK, Endpoint
+from dgproxy.net.endpoint import Endpoint
+from dgproxy.net.pipes import Pipes, unable
+from dgproxy.net.tls import WOULD_BLOCK
+from dgproxy.wire.frames import MAX_HEAD, Tracker
 
-_FLAGS: Final = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
-_ROUNDS: Final = 4  # buffers an event at most: others have their turn
+if TYPE_CHECKING:
+    from dgproxy.net.pump import Handler, Pump
 
-
-class Handler(Protocol):
-    """What is told; see `net.pump`."""
-
-    def end_of_stream(self) -> None:
-        """The source has ended."""
-
-    def lost(self) -> None:
-        """The source broke."""
-
-    def refused(self) -> None:
-        """The sink takes no more."""
-
-    def hold(self, rest: bytes) -> None:
-        """Bytes that were counted, and that the sink does not take now."""
+_PEEK: Final = socket.MSG_PEEK
 
 
-class _Pipe:
-    """The process's pipe, made when first needed; None where there can't be one."""
+class Splicer:
+    """One direction's inner loop, between plain sockets: a buffer, or a pipe, an event."""
 
-    def __init__(self) -> None:
-        self._ends: tuple[int, int] | None = None
+    __slots__ = (
+        "_buffer",
+        "_copy",
+        "_flow",
+        "_handler",
+        "_large",
+        "_peek",
+        "_pipes",
+        "_sink",
+        "_source",
+        "_tracker",
+    )
 
-    def ends(self) -> tuple[int, int] | None:
-        """Its reading and its writing end; it is empty."""
-        if self._ends is None:
-            try:
-                self._ends = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-            except OSError:  # no descriptor left: bytes are copied then
-                return None
-        return self._ends
-
-    def drop(self) -> None:
-        """Bytes may be left in it: nobody uses it again."""
-        if self._ends is not None:
-            for end in self._ends:
-                os.close(end)
-            self._ends = None
-
-
-PIPE: Final = _Pipe()
-
-
-def possible(source: Endpoint, sink: Endpoint) -> bool:
-    """Whether bytes of these two may be spliced."""
-    return hasattr(os, "splice") and not source.secure and not sink.secure and PIPE.ends() is not None
-
-
-class Splice:
-    """A pump (`net.pump.Pump`) of bytes that nobody looks at."""
-
-    __slots__ = ("_handler", "_sink", "_source", "count")
-
-    def __init__(self, source: Endpoint, sink: Endpoint, handler: Handler) -> None:
+    def __init__(
+        self,
+        copy: "Pump",
+        source: Endpoint,
+        sink: Endpoint,
+        buffer: bytearray,
+        tracker: Tracker,
+        handler: "Handler",
+        pipes: Pipes,
+    ) -> None:
+        """`copy`: the pump of these two for all else."""
+        self._copy = copy
         self._source = source.fd
         self._sink = sink.fd
-        self._handler: Any = handler
-        self.count = 0
+        self._peek: Callable[[int, int], bytes] = source.sock.recv
+        self._buffer = buffer
+        self._tracker = tracker
+        self._handler = handler
+        self._pipes = pipes
+        self._flow = 0  # bytes of the last event, or a trace of those before
+        self._large = False  # the last payload was spliced
 
-    def run(self) -> bool:
+    @property
+    def count(self) -> int:
+        """Bytes of the source that were passed on."""
+        return self._copy.count
+
+    @count.setter
+    def count(self, count: int) -> None:
+        self._copy.count = count
+
+    def run(self) -> bool:  # hot: see bench/streams
         """Pumps what is there. Whether there may be more to read at once."""
-        for _ in range(_ROUNDS):
-            ends = PIPE.ends()
-            if ends is None or self._source < 0:
-                self._handler.lost()
-                return False
-            out, into = ends
-            try:
-                size = os.splice(self._source, into, CHUNK, flags=_FLAGS)
-            except BlockingIOError:
-                return False
-            except OSError:
-                self._handler.lost()
-                return False
-            if not size:
-                self._handler.end_of_stream()
-                return False
-            self.count += size
-            if not self._give(out, size):
-                return True
-        return True
+        tracker = self._tracker
+        left = tracker.left
+        flow = self._flow
+        if flow >= self._pipes.bulk:
+            if left >= self._pipes.least or (left and self._large):
+                return self._splice(left, 0, fragmented=tracker.fragmented)
+            if not left and (self._large or flow >= self._pipes.least) and not (tracker.held or tracker.closed):
+                return self._splice_frame()
+        return self._run_copy()
 
-    def _give(self, out: int, size: int) -> bool:
-        """Empties the pipe. Whether the sink took it all."""
-        left = size
+    def _run_copy(self) -> bool:
+        copy = self._copy
+        before = copy.count
+        more = copy.run()
+        self._flow = max(copy.count - before, self._flow // 2)
+        return more
+
+    def _splice_frame(self) -> bool:
+        """At a boundary: the next frame, if it is large."""
         try:
-            while left:
-                left -= os.splice(out, self._sink, left, flags=_FLAGS)
-        except BlockingIOError:
-            rest = os.read(out, left)
-            if len(rest) != left:  # it can't be; but nothing may be left in it
-                PIPE.drop()
-                raise OSError(errno.EIO, os.strerror(errno.EIO)) from None
-            self._handler.hold(rest)
-            return False
+            head = self._peek(MAX_HEAD, _PEEK)
+        except WOULD_BLOCK:
+            return self._run_copy()
         except OSError:
-            PIPE.drop()
-            self._handler.refused()
+            self._handler.lost()
             return False
+        tracker = self._tracker
+        ahead = Tracker(masked=tracker.masked)
+        ahead.fragmented = tracker.fragmented
+        if not head or ahead.scan(head, len(head)) < len(head) or ahead.left < self._pipes.least:
+            self._large = False
+            return self._run_copy()
+        return self._splice(len(head) + ahead.left, len(head), fragmented=ahead.fragmented)
+
+    def _splice(self, left: int, head: int, *, fragmented: bool) -> bool:
+        """So many bytes are to come until the payload's end, of which the tracker has not seen the first `head`."""
+        pipes = self._pipes
+        try:
+            pipe = pipes.filled(self._source, left)
+        except WOULD_BLOCK:  # or there is urgent data, for which the loop would call us for ever
+            return self._run_copy()
+        except OSError:
+            self._handler.lost()
+            return False
+        if pipe is None:
+            self._large = False
+            return self._run_copy()
+        size = len(pipe)
+        if size < head:  # as good as never: urgent data that came in between
+            self._buffer[:size] = pipe.take()
+            pipes.give_back(pipe)
+            self._handler.judge(size)
+            return True
+        tracker = self._tracker
+        tracker.fragmented = fragmented
+        tracker.left = left - size
+        self._large = True
+        self._flow = max(size, self._flow // 2)
+        self._copy.count += size
+        try:
+            pipe.pour(self._sink)
+        except OSError as error:
+            if isinstance(error, WOULD_BLOCK) or unable(error):
+                self._handler.keep_pipe(pipe)
+            else:
+                pipes.give_back(pipe)
+                self._handler.refused()
+            return True
+        pipes.give_back(pipe)
         return True
 
     def pending(self) -> bool:
-        """Never: the kernel tells of all that there is."""
-        return False
+        """Never: plain sockets hold nothing back."""
+        return self._copy.pending()
 
     def stop(self) -> None:
         """Uses neither peer any more; may be called twice."""
+        self._copy.stop()
         self._source = self._sink = -1
+        self._flow = 0
+        self._peek = _nothing_more
+
+
+def _nothing_more(_size: int, _flags: int) -> bytes:
+    raise OSError(errno.EBADF, os.strerror(errno.EBADF))

@@ -19,6 +19,7 @@ _CODE: Final = 2  # bytes, before a Close frame's reason
 
 _FIN: Final = 0x80
 _MASK: Final = 0x80
+MAX_HEAD: Final = 14  # bytes: RFC 6455 5.2, a 64-bit length and a mask
 _HEAD: Final = 2  # bytes, before a longer length and the mask
 _MASK_KEY: Final = 4  # bytes
 _SHORT, _MEDIUM = 126, 127  # RFC 6455 5.2: 126 and 127 stand for a 16-bit and a 64-bit length

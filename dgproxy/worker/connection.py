@@ -433,7 +433,8 @@ class Connection:
     def _over(self, lease: Lease, downstream: Downstream, meter: Meter) -> Exchange:
         worker = self._worker
         timeouts, response = worker.config.timeouts, worker.config.upstream.response_timeout
-        return Exchange(self._endpoint, downstream, lease.endpoint, meter, timeouts, response, worker.buffer)
+        ends = (self._endpoint, downstream, lease.endpoint)
+        return Exchange(*ends, meter, timeouts, response, worker.buffer, worker.pipes)
 
     def _finish(self, meter: Meter, end: End) -> None:
         """A request is over: told if it was admitted, and its slot free, before anybody lingers for its client."""
@@ -512,7 +513,15 @@ class Connection:
         worker = self._worker
         self._handed_over = True
         stream = Stream(
-            worker.loop, self._endpoint, lease, slot, meter, worker.buffer, worker.budget, worker.on_stream_end
+            worker.loop,
+            self._endpoint,
+            lease,
+            slot,
+            meter,
+            worker.buffer,
+            worker.budget,
+            worker.pipes,
+            worker.on_stream_end,
         )
         stream.seat = self._seat
         assert meter.key is not None  # noqa: S101 - nobody else gets here

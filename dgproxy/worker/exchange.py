@@ -11,6 +11,7 @@ from typing import Final
 from dgproxy.access.limits import Pace
 from dgproxy.config import Timeouts
 from dgproxy.net.endpoint import Cause, Endpoint, Lost
+from dgproxy.net.pipes import Pipes
 from dgproxy.net.pour import AN_EVENT, Pour, Poured
 from dgproxy.wire import forwarding, refusals
 from dgproxy.wire.exchange import END, BadBody, Downstream, Upstream
@@ -84,9 +85,11 @@ class Exchange:
         timeouts: Timeouts,
         response_timeout: float,
         buffer: bytearray,
+        pipes: Pipes,
     ) -> None:
-        """`buffer`: that of the worker's relays."""
+        """`buffer` and `pipes`: those of the worker's relays."""
         self._buffer = buffer
+        self._pipes = pipes
         self._client = client
         self._downstream = downstream
         self._upstream = upstream
@@ -207,7 +210,8 @@ class Exchange:
             self._downstream.skip(len(early))
             if not await self._pass_on(early):
                 return Poured.REFUSED
-        pour = Pour(asyncio.get_running_loop(), client, upstream, self._buffer, self._downstream.to_come - AN_EVENT)
+        least = self._downstream.to_come - AN_EVENT
+        pour = Pour(asyncio.get_running_loop(), client, upstream, self._buffer, least, self._pipes)
         self._sent_body = True
         idle = 0.0
         try:

@@ -29,6 +29,7 @@ from dgproxy.net.budget import Budget
 from dgproxy.net.channel import Channel
 from dgproxy.net.endpoint import Endpoint
 from dgproxy.net.listen import Acceptor
+from dgproxy.net.pipes import Pipes
 from dgproxy.upstream.pool import Pool
 from dgproxy.wire.refusals import STOPPING
 from dgproxy.worker.connection import Connection
@@ -64,6 +65,7 @@ class Worker:
         self.stopping = False
         self.buffer = relay.make_buffer()
         self.random = ids.Random()
+        self.pipes = Pipes()
         self.streams: set[Stream] = set()
         self._connections: dict[asyncio.Task[None], Connection] = {}
         self._lingering: dict[asyncio.Task[None], Stream] = {}

@@ -16,6 +16,7 @@ from dgproxy.access.limits import Slot
 from dgproxy.net import closing
 from dgproxy.net.budget import Budget
 from dgproxy.net.endpoint import Endpoint
+from dgproxy.net.pipes import Pipes
 from dgproxy.net.relay import Direction, Relay, Side
 from dgproxy.upstream.pool import Lease
 from dgproxy.wire import frames
@@ -31,6 +32,7 @@ _CLOSED_WITHIN: Final = 5.0  # seconds for the ends to close the connection afte
 # RFC 6455 7.4.1, and IANA's registry for 1012 to 1014
 _GOING_AWAY, _PROTOCOL_ERROR, _POLICY, _INTERNAL, _RESTART, _TRY_LATER = 1001, 1002, 1008, 1011, 1012, 1013
 _NO_CODE: Final = 1005  # RFC 6455 7.1.5: what a Close without a code counts as
+_BULK: Final = 1 << 20  # bytes from one tick to the next: no speech
 _OURS_TO_REFUSE: Final = 500  # statuses from here on are no fault of the client's
 
 
@@ -65,6 +67,7 @@ class Stream:
         meter: Meter,
         buffer: bytearray,
         budget: Budget,
+        pipes: Pipes,
         on_end: "Callable[[Stream, Slot, Meter, End], None]",
     ) -> None:
         self._loop = loop
@@ -76,7 +79,9 @@ class Stream:
         self._cut: End | None = None
         self._ended: End | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._relay = Relay(loop, downstream, lease.endpoint, buffer, budget, self._on_relay_end, self._on_fault)
+        self._relay = Relay(
+            loop, downstream, lease.endpoint, buffer, budget, self._on_relay_end, self._on_fault, pipes=pipes
+        )
         self._up_moved = self._down_moved = 0
         self._up_since = self._down_since = loop.time()  # when either last moved
         self.seat: Slot | None = None  # of the connection's source, where that is limited
@@ -94,6 +99,8 @@ class Stream:
         up, down = self._relay.up, self._relay.down
         self.meter.bytes_in, self.meter.bytes_out = up.count, down.count
         if up.moved != self._up_moved:
+            if up.moved - self._up_moved >= _BULK:
+                up.expect_bulk()
             self._up_moved = up.moved
             self._up_since = now
         if down.moved != self._down_moved:

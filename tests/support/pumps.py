@@ -1,25 +1,41 @@
-"""Which form of the relay's inner loop a test runs with: all that is promised of one is promised of both."""
+"""Which form of the relay's inner loop a test runs with: all that is promised of one is promised of all.
 
+Each form copies all bytes, or has those of a payload spliced where both sockets are plain.
+"""
+
+import itertools
 from collections.abc import Iterator
 from typing import Final
 
 import pytest
 
 from dgproxy.net import pump
+from dgproxy.net.pipes import Pipes
 
 FORMS: Final[tuple[pump.Form, ...]] = ("pure", "native")
 
 _WHY_NOT: Final = pump.why_not_native()
 native_only = pytest.mark.skipif(bool(_WHY_NOT), reason=f"no native pump: {_WHY_NOT}")
 form: pump.Form = "pure"  # what rigs are built with
+spliced = False  # likewise
 
 
-@pytest.fixture(scope="module", autouse=True, params=FORMS)
-def both_forms(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Imported by a module of tests, has all of it run with either form."""
-    global form  # noqa: PLW0603 - modules are run one after another
-    if request.param == "native" and _WHY_NOT:
+def pipes() -> Pipes | None:
+    """Of a rig: whatever is left of a payload is spliced, however little it is."""
+    return Pipes(least=1, bulk=0) if spliced else None
+
+
+@pytest.fixture(
+    scope="module",
+    autouse=True,
+    params=itertools.product(FORMS, (False, True)),
+    ids=["pure", "pure-spliced", "native", "native-spliced"],
+)
+def all_forms(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Imported by a module of tests, has all of it run with each form."""
+    global form, spliced
+    if request.param[0] == "native" and _WHY_NOT:
         pytest.skip(f"no native pump: {_WHY_NOT}")
-    form = request.param
+    form, spliced = request.param
     yield
-    form = "pure"
+    form, spliced = "pure", False

@@ -10,6 +10,7 @@ import uvloop
 
 from dgproxy.net.budget import Budget, unbounded
 from dgproxy.net.endpoint import Endpoint
+from dgproxy.net.pipes import Pipes
 from dgproxy.net.relay import Direction, Relay, Side, make_buffer
 from dgproxy.net.tls import WOULD_BLOCK
 from dgproxy.wire import frames
@@ -42,6 +43,7 @@ class Rig:
     upstream: Endpoint
     relay: Relay
     budget: Budget
+    pipes: Pipes | None
     ends: list[Side | None] = field(default_factory=list)
     lost: list[Side | None] = field(default_factory=list)  # where `close_when_lost` put a Close in place of the end
     close_when_lost: bool = False
@@ -63,6 +65,13 @@ class Rig:
     def watched(self) -> set[int]:
         """Which of the relay's fds are in the loop."""
         return (self.loop.readers | self.loop.writers) & {self.downstream.fd, self.upstream.fd}
+
+    def held_pipes(self) -> int:
+        """Pipes that were not given back; those that were are closed."""
+        if self.pipes is None:
+            return 0
+        self.pipes.close()
+        return self.pipes.open
 
     async def end(self) -> Side | None:
         """How it ended: once, and nothing of it is left in the loop."""
@@ -125,8 +134,11 @@ async def build(*, secure_client: bool, secure_server: bool, buffer: int | None)
         rig.finish()
 
     budget = unbounded()
-    relay = Relay(typed, downstream, upstream, make_buffer(), budget, on_end, on_fault, pumps.form)
-    rig = Rig(loop, client, server, downstream, upstream, relay, budget)
+    pipes = pumps.pipes()
+    relay = Relay(typed, downstream, upstream, make_buffer(), budget, on_end, on_fault, pumps.form, pipes)
+    if pipes is not None:
+        relay.up.expect_bulk()
+    rig = Rig(loop, client, server, downstream, upstream, relay, budget, pipes)
     return rig
 
 
@@ -149,7 +161,9 @@ def run(
                 rig.upstream.abort()
                 rig.client.close()
                 rig.server.close()
+                held = rig.held_pipes()
             assert not rig.budget.used
+            assert not held
             assert not watched
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

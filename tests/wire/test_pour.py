@@ -2,12 +2,7 @@
 
 import asyncio
 import contextlib
-import errno
-import fcntl
-import os
 import random
-import sys
-import termios
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final
 
@@ -15,26 +10,26 @@ import pytest
 import uvloop
 from hypothesis import given, settings, strategies as st
 
-from dgproxy.net import splice
+from dgproxy.net import pump
 from dgproxy.net.endpoint import Endpoint
-from dgproxy.net.pour import AN_EVENT, Form, Pour, Poured
+from dgproxy.net.pipes import Pipes
+from dgproxy.net.pour import AN_EVENT, Pour, Poured
 from dgproxy.net.relay import make_buffer
 from tests.support.peers import Peer, Watched, certificates, tcp_pair
 from tests.support.pumps import FORMS, native_only
 
 LONG: Final = 60.0
 SMALL: Final = 16 * 1024  # bytes of a socket's buffer, so that the sink stalls
-Way = tuple[Form, bool]  # the pump, and whether the client speaks TLS
+Way = tuple[pump.Form, bool, bool]  # the pump, whether the client speaks TLS, and whether there are pipes
 
 WAYS: Final = [
-    *(
-        pytest.param((form, secure), id=f"{form}, {'TLS' if secure else 'plain'}", marks=native_only)
-        if form == "native"
-        else pytest.param((form, secure), id=f"{form}, {'TLS' if secure else 'plain'}")
-        for form in FORMS
-        for secure in (False, True)
-    ),
-    pytest.param(("splice", False), id="splice"),
+    pytest.param(
+        (form, secure, pipes),
+        id=f"{form}, {'TLS' if secure else 'spliced' if pipes else 'plain'}",
+        marks=[native_only] if form == "native" else [],
+    )
+    for form in FORMS
+    for secure, pipes in ((False, False), (False, True), (True, True))
 ]
 each_way = pytest.mark.parametrize("way", WAYS)
 
@@ -42,15 +37,16 @@ each_way = pytest.mark.parametrize("way", WAYS)
 class Rig:
     """A client before a source, and an upstream behind a sink."""
 
-    def __init__(self, form: Form, client: Peer, source: Endpoint, sink: Endpoint, upstream: Peer) -> None:
-        self.form = form
+    def __init__(self, way: Way, client: Peer, source: Endpoint, sink: Endpoint, upstream: Peer) -> None:
+        self.form, _, pipes = way
+        self.pipes = Pipes(bulk=0) if pipes else None
         self.client, self.source, self.sink, self.upstream = client, source, sink, upstream
         self.loop = Watched(asyncio.get_running_loop())
         self.buffer = make_buffer()
 
     def pour(self, least: int) -> Pour:
         assert not self.source.release()
-        return Pour(self.loop, self.source, self.sink, self.buffer, least, self.form)  # type: ignore[arg-type]
+        return Pour(self.loop, self.source, self.sink, self.buffer, least, self.pipes, self.form)  # type: ignore[arg-type]
 
     @property
     def quiet(self) -> bool:
@@ -60,7 +56,7 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def rig(way: Way, buffer: int | None = None) -> AsyncIterator[Rig]:
-    form, secure = way
+    secure = way[1]
     loop = asyncio.get_running_loop()
     near, far = tcp_pair(buffer)
     below, above = tcp_pair(buffer)
@@ -69,13 +65,17 @@ async def rig(way: Way, buffer: int | None = None) -> AsyncIterator[Rig]:
     upstream = Peer(above)
     if secure:
         await asyncio.gather(source.handshake(certificates().server(), LONG, server_side=True), client.handshake())
+    made = Rig(way, client, source, sink, upstream)
     try:
-        yield Rig(form, client, source, sink, upstream)
+        yield made
     finally:
         source.abort()
         sink.abort()
         far.close()
         above.close()
+        if made.pipes is not None:
+            made.pipes.close()
+            assert not made.pipes.open  # every one was given back
 
 
 def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -244,75 +244,23 @@ def test_an_upstream_that_resets_refuses(way: Way) -> None:
     run(work)
 
 
-# --- splice ----------------------------------------------------------------------------------------------------------
+# --- pipes -----------------------------------------------------------------------------------------------------------
 
 
-def in_the_pipe() -> int:
-    """Bytes that are left in the process's pipe."""
-    ends = splice.PIPE.ends()
-    assert ends is not None
-    return int.from_bytes(fcntl.ioctl(ends[0], termios.FIONREAD, bytes(4)), sys.byteorder)
-
-
-def test_plain_sockets_are_spliced_and_others_are_not() -> None:
+def test_what_a_sink_that_breaks_leaves_in_a_pipe_is_nobodys() -> None:
     async def work() -> None:
-        for secure in (False, True):
-            async with rig(("pure", secure)) as made:
-                assert splice.possible(made.source, made.sink) is not secure
-                assert splice.possible(made.sink, made.sink)
-
-    run(work)
-
-
-def test_without_a_pipe_bytes_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none_left(_: int) -> tuple[int, int]:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
-    async def work() -> None:
-        async with rig(("pure", False)) as made:
-            splice.PIPE.drop()
-            monkeypatch.setattr(os, "pipe2", none_left)
-            assert not splice.possible(made.source, made.sink)
-            monkeypatch.undo()
-            assert splice.possible(made.source, made.sink)
-
-    run(work)
-
-
-def test_what_a_sink_that_breaks_leaves_in_the_pipe_is_nobodys() -> None:
-    async def work() -> None:
-        async with rig(("splice", False)) as made:
-            ends = splice.PIPE.ends()
+        async with rig(("pure", False, True)) as made:
             pour = made.pour(64 << 20)
             made.upstream.reset()
             sending = asyncio.ensure_future(send_in_pieces(made.client, b"secret" * (1 << 20), [100_000]))
             assert await outcome(pour) is Poured.REFUSED
             sending.cancel()
-            assert ends is not None
-            assert in_the_pipe() == 0
-        async with rig(("splice", False)) as made:
+            pipes = made.pipes
+        async with rig(("pure", False, True)) as made:
+            made.pipes = pipes
             pour = made.pour(1000)
             await made.client.send(b"public" * 1000)
             assert await outcome(pour) is Poured.ENOUGH
             assert await read_at_least(made.upstream, 6000) == b"public" * 1000
-
-    run(work)
-
-
-@pytest.mark.parametrize("narrow", [False, True], ids=["flowing", "stalling"])
-def test_nothing_is_left_in_the_pipe_between_two_events(*, narrow: bool) -> None:
-    body = random.Random(3).randbytes(3 << 20)
-
-    async def work() -> None:
-        async with rig(("splice", False), buffer=SMALL if narrow else None) as made:
-            sending = asyncio.ensure_future(made.client.send(body))
-            pour = made.pour(len(body) - AN_EVENT)
-            reading = asyncio.ensure_future(read_at_least(made.upstream, len(body) - AN_EVENT))
-            while await pour.wait(0.001) is None:
-                assert in_the_pipe() == 0
-            assert in_the_pipe() == 0
-            got = await reading
-            assert got == body[: len(got)]
-            sending.cancel()
 
     run(work)

@@ -1,4 +1,4 @@
-"""The two forms of the relay's inner loop do the same with the same bytes, whatever these are and however they come."""
+"""The forms of the relay's inner loop do the same with the same bytes, whatever these are and however they come."""
 
 import itertools
 import os
@@ -15,6 +15,8 @@ from hypothesis import given, settings, strategies as st
 
 from dgproxy.net import pump
 from dgproxy.net.endpoint import Endpoint
+from dgproxy.net.pipes import Pipe, Pipes
+from dgproxy.net.splice import Splicer
 from dgproxy.wire.frames import Tracker
 from tests.support.frames import conversations, frame
 from tests.support.pumps import FORMS, native_only
@@ -27,7 +29,7 @@ _START: Final = {"left": st.sampled_from([0, 1, 7, 300, 1 << 40]), "fragmented":
 class Direction:
     """What a relay's direction does for its pump, without a loop: all that may pass is kept."""
 
-    def __init__(self, form: pump.Form, *, masked: bool) -> None:
+    def __init__(self, form: pump.Form, *, masked: bool, spliced: bool) -> None:
         self.loop = uvloop.new_event_loop()
         self.speaker, source = socket.socketpair()
         sink, self.listener = socket.socketpair()
@@ -35,7 +37,11 @@ class Direction:
         self.listener.settimeout(0)
         self.buffer = bytearray(_BUFFER)
         self.tracker = Tracker(masked=masked)
+        self.pipes = Pipes(least=1, bulk=0) if spliced else None
         self.pump = pump.make(form, self.source, self.sink, self.buffer, self.tracker, self)
+        if self.pipes is not None:
+            ends = (self.source, self.sink, self.buffer, self.tracker, self)
+            self.pump = Splicer(self.pump, *ends, self.pipes)
         self.passed = bytearray()
         self.ends: list[str] = []
 
@@ -53,6 +59,9 @@ class Direction:
 
     def keep(self, at: int, size: int) -> None:
         self.ends.append(f"keep {size - at}")
+
+    def keep_pipe(self, pipe: Pipe) -> None:
+        self.ends.append(f"keep {len(pipe)}")
 
     def end_of_stream(self) -> None:
         self.ends.append("end of stream")
@@ -76,7 +85,7 @@ class Direction:
     def say(self, piece: bytes) -> None:
         self.speaker.sendall(piece)
         while not (self.tracker.fault or self.ends) and self.pump.run():
-            pass
+            self.collect()
         self.collect()
 
     @property
@@ -89,8 +98,11 @@ class Direction:
 
 
 @contextmanager
-def both(*, masked: bool) -> Iterator[tuple[Direction, Direction]]:
-    directions = (Direction("pure", masked=masked), Direction("native", masked=masked))
+def each_form(*, masked: bool) -> Iterator[list[Direction]]:
+    """The plain twin first."""
+    directions = [
+        Direction(form, masked=masked, spliced=spliced) for form, spliced in itertools.product(FORMS, (False, True))
+    ]
     try:
         yield directions
     finally:
@@ -101,6 +113,9 @@ def both(*, masked: bool) -> Iterator[tuple[Direction, Direction]]:
             each.speaker.close()
             each.listener.close()
             each.loop.close()
+            if each.pipes is not None:
+                each.pipes.close()
+                assert not each.pipes.open
 
 
 def _pieces(raw: bytes, cuts: list[int]) -> list[bytes]:
@@ -126,20 +141,21 @@ _NEAR_FRAMES: Final = st.lists(
 
 
 def _compare(raw: bytes, cuts: list[int], start: dict[str, Any], *, masked: bool) -> None:
-    with both(masked=masked) as (pure, native):
-        for name, value in start.items():
-            setattr(pure.tracker, name, value)
-            setattr(native.tracker, name, value)
+    with each_form(masked=masked) as (twin, *others):
+        for each in (twin, *others):
+            for name, value in start.items():
+                setattr(each.tracker, name, value)
         for piece in _pieces(raw, cuts):
-            pure.say(piece)
-            native.say(piece)
-            assert native.state == pure.state
+            twin.say(piece)
+            for other in others:
+                other.say(piece)
+                assert other.state == twin.state
 
 
 @native_only
 @settings(max_examples=_EXAMPLES, deadline=None)
 @given(raw=_NEAR_FRAMES, cuts=_CUTS, start=st.fixed_dictionaries(_START), masked=st.booleans())
-def test_any_bytes_in_any_pieces_come_to_the_same_in_both_forms(
+def test_any_bytes_in_any_pieces_come_to_the_same_in_every_form(
     raw: bytes,
     cuts: list[int],
     start: dict[str, Any],
@@ -151,7 +167,7 @@ def test_any_bytes_in_any_pieces_come_to_the_same_in_both_forms(
 @native_only
 @settings(max_examples=_EXAMPLES // 5, deadline=None)
 @given(data=st.data(), cuts=_CUTS, masked=st.booleans())
-def test_any_conversation_that_keeps_the_rules_comes_to_the_same_in_both_forms(
+def test_any_conversation_that_keeps_the_rules_comes_to_the_same_in_every_form(
     data: st.DataObject,
     cuts: list[int],
     masked: bool,  # noqa: FBT001
@@ -163,7 +179,7 @@ def test_any_conversation_that_keeps_the_rules_comes_to_the_same_in_both_forms(
 @native_only
 @pytest.mark.parametrize("length", [1 << 62, (1 << 63) - 1, 1 << 63, (1 << 64) - 1])
 @pytest.mark.parametrize("masked", [True, False])
-def test_lengths_that_fill_64_bits_come_to_the_same_in_both_forms(*, length: int, masked: bool) -> None:
+def test_lengths_that_fill_64_bits_come_to_the_same_in_every_form(*, length: int, masked: bool) -> None:
     bit = 0x80 if masked else 0
     head = bytes([0x82, bit | 127]) + length.to_bytes(8, "big") + (b"mask" if masked else b"")
     _compare(head + bytes(50), [14, 20], {}, masked=masked)

@@ -15,7 +15,7 @@ from dgproxy.net.relay import Direction, Side
 from dgproxy.wire.frames import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
 from tests.support.frames import conversations, frame
 from tests.support.peers import Peer
-from tests.support.pumps import both_forms  # noqa: F401 - a fixture for all of this
+from tests.support.pumps import all_forms  # noqa: F401 - a fixture for all of this
 from tests.support.rig import SMALL, VIOLATION, VIOLATION_MASKED, Rig, blocked, kinds, run, settled, ticks
 
 sides = pytest.mark.parametrize("side", Side)

@@ -124,10 +124,11 @@ class Conversation(RuleBasedStateMachine):
     """Two talkers around a relay; the rules are what peers and the relay's owner may do."""
 
     form: pump.Form = "pure"
+    spliced = False
 
     def __init__(self) -> None:
         super().__init__()
-        pumps.form = self.form
+        pumps.form, pumps.spliced = self.form, self.spliced
         self.runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self.finished = False
         self.patient = False  # somebody wanted our Close between two messages
@@ -251,6 +252,7 @@ class Conversation(RuleBasedStateMachine):
         finally:
             if self.talkers:
                 self.do(self._clean_up())
+            pumps.spliced = False
             self.runner.close()
 
     async def _settle(self) -> None:
@@ -301,6 +303,7 @@ class Conversation(RuleBasedStateMachine):
             peer.close()
         assert not watched
         assert not used
+        assert not rig.held_pipes()
 
 
 class NativeConversation(Conversation):
@@ -309,12 +312,27 @@ class NativeConversation(Conversation):
     form = "native"
 
 
+class SplicedConversation(Conversation):
+    """The same with all payloads spliced that can be."""
+
+    spliced = True
+
+
+class NativeSplicedConversation(NativeConversation):
+    """The same before the native pump."""
+
+    spliced = True
+
+
 TestPure = Conversation.TestCase
 TestNative = pumps.native_only(NativeConversation.TestCase)
-TestPure.settings = TestNative.settings = settings(
-    max_examples=40,
-    stateful_step_count=30,
-    deadline=None,
-    phases=(Phase.explicit, Phase.generate),
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+TestPureSpliced = SplicedConversation.TestCase
+TestNativeSpliced = pumps.native_only(NativeSplicedConversation.TestCase)
+for case in (TestPure, TestNative, TestPureSpliced, TestNativeSpliced):
+    case.settings = settings(
+        max_examples=40,
+        stateful_step_count=30,
+        deadline=None,
+        phases=(Phase.explicit, Phase.generate),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
