@@ -33,9 +33,14 @@ def pipes() -> Pipes | None:
 )
 def all_forms(request: pytest.FixtureRequest) -> Iterator[None]:
     """Imported by a module of tests, has all of it run with each form."""
+    yield from of_form(*request.param)
+
+
+def of_form(wanted: pump.Form, splices: bool = False) -> Iterator[None]:  # noqa: FBT001, FBT002 - a test's parameter
+    """For a fixture: rigs are built with this form."""
     global form, spliced
-    if request.param[0] == "native" and _WHY_NOT:
+    if wanted == "native" and _WHY_NOT:
         pytest.skip(f"no native pump: {_WHY_NOT}")
-    form, spliced = request.param
+    form, spliced = wanted, splices
     yield
     form, spliced = "pure", False

@@ -72,6 +72,23 @@ def test_a_body_ends_where_its_framing_says_and_the_rest_is_handed_back(
     assert exchange.rest() == rest
 
 
+def test_bytes_that_go_past_are_counted_and_only_those_of_which_none_was_fed() -> None:
+    exchange = downstream(b"Content-Length: 10")
+    assert exchange.to_come == 10
+    exchange.feed(b"ab")
+    assert exchange.to_come == 0  # what was fed comes first
+    assert exchange.body() == b"ab"
+    assert exchange.to_come == 8
+    exchange.skip(5)
+    assert (exchange.to_come, exchange.body()) == (3, NEED_DATA)
+    with pytest.raises(AssertionError):
+        exchange.skip(4)
+    exchange.feed(b"cdeGET /")
+    assert (exchange.body(), exchange.body(), exchange.rest()) == (b"cde", END, b"GET /")
+    for line in (b"Transfer-Encoding: chunked", b"Content-Length: 0", b"A: b"):
+        assert downstream(line).to_come == 0
+
+
 def test_a_body_that_is_not_all_there_needs_more() -> None:
     exchange = downstream(b"Content-Length: 5")
     assert exchange.body() is NEED_DATA
