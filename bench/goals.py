@@ -85,16 +85,20 @@ def _ratio(
     )
 
 
-def _of_keys(name: str, figure: str, must: float) -> Goal:
-    variant = "keys=1000000"
+def _of(
+    name: str, scenario: str, variant: str, figure: str, must: float, aim: float | None, *, less: bool = True
+) -> Goal:
+    """A figure as it is, of a variant; CPU and memory are the server's own, whatever the generator does."""
     return Goal(
         name,
-        "keys",
+        scenario,
         (NATIVE,),
-        lambda runs: runs.spread("keys", NATIVE, figure, variant=variant),
+        lambda runs: runs.spread(scenario, NATIVE, figure, variant=variant),
         must,
-        None,
+        aim,
+        less,
         variant=variant,
+        by_cpu=True,
     )
 
 
@@ -109,6 +113,8 @@ GOALS: Final = (
     _ratio("full handshakes with a request / nginx", "handshake", "core", 0.6, 0.9, less_is_better=False),
     _ratio("small requests / nginx", "requests", "core", 0.15, 0.4, less_is_better=False),
     _ratio("plain WS: CPU of a round trip / nginx", "plain", "cpu", 1.0, 0.8),
-    _of_keys("key check, of 1,000,000 keys / of the fewest", "check_x", 1.1),
-    _of_keys("1,000,000 keys in a further worker, MiB", "of_keys", 10),
+    _of("CPU of a WSS round trip, two workers / one", "scale", "workers=2 n=500", "cpu_x", 1.1, 1.0),
+    _of("of 1,000 streams, % on the lesser worker", "scale", "workers=2 n=1000", "least", 40, None, less=False),
+    _of("key check, of 1,000,000 keys / of the fewest", "keys", "keys=1000000", "check_x", 1.1, None),
+    _of("1,000,000 keys in a further worker, MiB", "keys", "keys=1000000", "of_keys", 10, None),
 )

@@ -102,3 +102,31 @@ def bars(runs: Runs, scenarios: Sequence[str], figure: str, label: str) -> str:
         axes.margins(y=0.12)
 
     return _drawn(7.2, 3.2, draw)
+
+
+def by_count(runs: Runs, scenario: str, figure: str, label: str) -> str:
+    """A figure by the number of streams; a line for each server and number of workers ("workers=2 n=500")."""
+
+    def draw(axes: Axes) -> None:
+        found: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        for variant in runs.variants(scenario):
+            workers, _, count = variant.partition(" n=")
+            for server in runs.servers(scenario, variant=variant, alone=True):
+                spread = runs.spread(scenario, server, figure, variant=variant)
+                if count and spread is not None:
+                    found.setdefault((server, workers), []).append((int(count), spread.median))
+        for (server, workers), points in found.items():
+            at, values = zip(*sorted(points), strict=True)
+            style = "-" if workers == "workers=1" else "--"
+            colour, mark = COLOURS.get(server, "black"), MARKS.get(server)
+            axes.plot(at, values, style, color=colour, marker=mark, markersize=3, label=f"{server}, {workers}")
+        axes.set_xscale("log")
+        counts = sorted({count for points in found.values() for count, _ in points})
+        axes.set_xticks(counts, [str(count) for count in counts])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("streams")
+        axes.set_ylabel(label)
+        axes.legend(frameon=False, fontsize=8)
+
+    return _drawn(7.2, 3.4, draw)

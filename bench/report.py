@@ -86,6 +86,10 @@ def _pictures(runs: Runs) -> Iterator[str]:
         if there:
             yield f"<h2>{title}</h2>"
             yield f"<figure>{pictures.bars(runs, there, figure, label)}</figure>"
+    if runs.variants("scale"):
+        yield "<h2>By number of streams</h2>"
+        for figure, label in (("cpu", "CPU of a round trip, µs"), ("p99", "p99 from when it was due, µs")):
+            yield f"<figure>{pictures.by_count(runs, 'scale', figure, label)}</figure>"
 
 
 def _scenario(scenario: dict[str, Any], runs: Runs) -> str:

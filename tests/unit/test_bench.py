@@ -85,7 +85,7 @@ def test_more_may_be_better() -> None:
 def test_no_goal_is_met_by_runs_that_are_missing_or_were_the_generators_limit(goal: Goal) -> None:
     assert goal.verdict(Runs([]))[0] is Verdict.UNMEASURED
     figures = {"cpu": 1.0, "core": 1.0, "p99": 1.0, "speed": 1.0, "rate": 1.0, "memory": 1.0}
-    figures |= {"check_x": 1.0, "of_keys": 1.0}
+    figures |= {"check_x": 1.0, "of_keys": 1.0, "cpu_x": 1.0, "least": 50.0}
     servers = (*goal.needs, BASE)
     for limited in goal.needs:
         rows = [row(1, server, goal.scenario, valid=server != limited, **figures) for server in servers]

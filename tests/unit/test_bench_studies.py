@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from bench import reload, tables
+from bench import reload, scale, tables
 from bench.keys import beside, mappings, sizes, table_faults
 from bench.machine import Memory
 from bench.runs import Row, Runs, Spread
@@ -153,3 +153,40 @@ def test_a_state_is_found_again_as_it_was(tmp_path: Path) -> None:
     assert [path.read_text() for path in state.iterdir()] == ["before"]
     assert list(tmp_path.iterdir()) == [state]
     assert state.stat().st_mode & 0o777 == 0o700
+
+
+# --- scale ----------------------------------------------------------------------------------------------------------
+
+# /proc/net/tcp: a listening socket, two connections at the server's end, one at the client's, one that is closing.
+TCP = """\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:2EE0 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 11 1 0 100 0 0 10 0
+   1: 0100007F:2EE0 0100007F:9C40 01 00000000:00000000 00:00000000 00000000  1000        0 12 1 0 20 4 30 10 -1
+   2: 0100007F:2EE0 0100007F:9C41 01 00000000:00000000 00:00000000 00000000  1000        0 13 1 0 20 4 30 10 -1
+   3: 0100007F:9C40 0100007F:2EE0 01 00000000:00000000 00:00000000 00000000  1000        0 14 1 0 20 4 30 10 -1
+   4: 0100007F:2EE0 0100007F:9C42 06 00000000:00000000 00:00000000 00000000  1000        0 0 1 0 20 4 30 10 -1
+"""
+
+
+def test_all_streams_together_send_no_more_than_the_proxy_can_take() -> None:
+    assert [scale.interval(streams) for streams in (50, 500, 1000, 2000)] == [0.1, 0.1, 0.2, 0.4]
+    assert scale.load(2000, 3).options["interval"] == 0.4
+    assert scale.load(2000, 3).options["n"] == 2000
+
+
+def test_connections_are_counted_at_the_server_s_end() -> None:
+    assert scale.accepted(TCP, 12000) == {12, 13}
+    assert scale.accepted(TCP, 12001) == set()
+
+
+def test_shares_are_of_all_connections_and_of_processes_that_have_any() -> None:
+    assert scale.shares({1: {7}, 2: {10, 11, 12}, 3: {13}}, {10, 11, 12, 13}) == [0.75, 0.25]
+    assert scale.shares({1: {7}}, {10}) == []
+    assert scale.shares({1: {7}}, set()) == []
+
+
+def test_cpu_with_two_workers_stands_beside_that_with_one() -> None:
+    run = echoed({0.5: 10, 0.99: 30}, done=10_000)
+    one = scale.figures(run, None, [1.0])
+    assert one == {"cpu": 100, "p50": 10, "p99": 30}
+    assert scale.figures(run, {"cpu": 80}, [0.6, 0.4]) == {**one, "cpu_x": 1.25, "least": 40}
