@@ -17,9 +17,10 @@ from typing import Final
 
 SPAN: Final = 256 * 1024  # bytes that a pipe is asked to hold, 64 pages (default: 16); measured: see LEAST
 MOST: Final = 16  # pipes of a worker: 4 MiB of what a user's pipes may hold (pipe-user-pages-soft, pipe(7): 64 MiB)
-# Bytes still to come of one payload or body from which on splicing pays. Measured on loopback, CPU of the proxy against
-# the native pump, a frame at a time / back to back: 3,200 bytes 1.1 / 1.7 times, 16,000 1.1 / 1.8, 65,536 0.8 / 1.0,
-# 131,072 0.7 / 0.6, 262,144 0.6 / 0.7, 1 MiB - / 0.6. With pipes of 64 KiB nothing was won below 1 MiB.
+# Bytes still to come of one payload or body from which on splicing pays. Measured over loopback: CPU of a frame whose
+# head is peeked at, against the native pump, one at a time / back to back. 3,200 bytes: 1.1 / 1.7 times; 16,000: 1.1 /
+# 1.8; 65,536: 0.8 / 1.0 to 1.4; 100,000: 0.8 / 0.7; 131,072: 0.8 / 0.6; 262,144: 0.6 / 0.6; 1 MiB: 0.7 / 0.4.
+# With pipes of 64 KiB, each of whose 16 pages takes one of the socket's, next to nothing is won at any size.
 LEAST: Final = 96 * 1024
 BULK: Final = 32 * 1024  # bytes that came at once, from which on more than that may be expected of the next time
 
@@ -27,7 +28,7 @@ _BARRED: Final = 1000  # times that no pipe is asked for after one could not be 
 _FLAGS: Final = getattr(os, "SPLICE_F_MOVE", 0) | getattr(os, "SPLICE_F_NONBLOCK", 0)
 _CANNOT: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOMEM, errno.EOPNOTSUPP})
 _NONE: Final = bytes(4)  # an int of 0, as ioctl gives it
-_ABLE: Final = hasattr(os, "splice")  # not with every libc
+ABLE: Final = hasattr(os, "splice")  # not with every libc
 
 
 def unable(error: OSError) -> bool:
@@ -104,7 +105,7 @@ class Pipes:
         """At most `most` pipes of `span` bytes; `least` and `bulk` are for those who ask themselves whether it pays."""
         self._idle: list[Pipe] = []
         self._open = 0
-        self._most = most if _ABLE else 0
+        self._most = most if ABLE else 0
         self._span = span
         self._barred = 0
         self.least: Final = least

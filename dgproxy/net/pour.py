@@ -64,7 +64,7 @@ class Pour:
         self._pipes = pipes
         self._pump: pump.Pump = pump.make(form or pump.form(), source, sink, buffer, tracker, self)
         if not (pipes is None or source.secure or sink.secure):
-            self._pump = Splicer(self._pump, source, sink, buffer, tracker, self, pipes)
+            self._pump = Splicer(self._pump, source, sink, tracker, self, pipes)
         if source.closed or sink.closed:
             self._end(Poured.LOST)
         else:

@@ -57,7 +57,6 @@ class Direction:
     __slots__ = (
         "_behind",
         "_budget",
-        "_buffer",
         "_closing",
         "_ended",
         "_finish",
@@ -112,7 +111,6 @@ class Direction:
         self.side: Final = side  # the source's
         self.tracker: Final = Tracker(masked=side is Side.DOWNSTREAM)
         self._pump: pump.Pump = pump.make(form, source, sink, buffer, self.tracker, self)
-        self._buffer = buffer
         self._on_source: Callable[[], bool] = self._pump.run
         self._paused = True
         self._ended = False  # the source's end of stream was read
@@ -170,7 +168,7 @@ class Direction:
         copy, pipes = self._pump, self._pipes
         if pipes is None or isinstance(copy, Splicer) or self._source.secure or self._sink.secure or self.done:
             return
-        self._pump = Splicer(copy, self._source, self._sink, self._buffer, self.tracker, self, pipes)
+        self._pump = Splicer(copy, self._source, self._sink, self.tracker, self, pipes)
         if self._on_source == copy.run:
             self._listen_with(self._pump.run)
 

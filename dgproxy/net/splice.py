@@ -31,7 +31,6 @@ class Splicer:
     """One direction's inner loop, between plain sockets: a buffer, or a pipe, an event."""
 
     __slots__ = (
-        "_buffer",
         "_copy",
         "_flow",
         "_handler",
@@ -48,7 +47,6 @@ class Splicer:
         copy: "Pump",
         source: Endpoint,
         sink: Endpoint,
-        buffer: bytearray,
         tracker: Tracker,
         handler: "Handler",
         pipes: Pipes,
@@ -58,7 +56,6 @@ class Splicer:
         self._source = source.fd
         self._sink = sink.fd
         self._peek: Callable[[int, int], bytes] = source.sock.recv
-        self._buffer = buffer
         self._tracker = tracker
         self._handler = handler
         self._pipes = pipes
@@ -81,7 +78,7 @@ class Splicer:
         flow = self._flow
         if flow >= self._pipes.bulk:
             if left >= self._pipes.least or (left and self._large):
-                return self._splice(left, 0, fragmented=tracker.fragmented)
+                return self._splice(left, fragmented=tracker.fragmented)
             if not left and (self._large or flow >= self._pipes.least) and not (tracker.held or tracker.closed):
                 return self._splice_frame()
         return self._run_copy()
@@ -108,10 +105,10 @@ class Splicer:
         if not head or ahead.scan(head, len(head)) < len(head) or ahead.left < self._pipes.least:
             self._large = False
             return self._run_copy()
-        return self._splice(len(head) + ahead.left, len(head), fragmented=ahead.fragmented)
+        return self._splice(len(head) + ahead.left, fragmented=ahead.fragmented)
 
-    def _splice(self, left: int, head: int, *, fragmented: bool) -> bool:
-        """So many bytes are to come until the payload's end, of which the tracker has not seen the first `head`."""
+    def _splice(self, left: int, *, fragmented: bool) -> bool:
+        """So many bytes until the payload's end may pass, and are in the middle of a frame until then."""
         pipes = self._pipes
         try:
             pipe = pipes.filled(self._source, left)
@@ -124,11 +121,6 @@ class Splicer:
             self._large = False
             return self._run_copy()
         size = len(pipe)
-        if size < head:  # as good as never: urgent data that came in between
-            self._buffer[:size] = pipe.take()
-            pipes.give_back(pipe)
-            self._handler.judge(size)
-            return True
         tracker = self._tracker
         tracker.fragmented = fragmented
         tracker.left = left - size

@@ -28,7 +28,7 @@ from dgproxy.access.limits import Ledger, Owner
 from dgproxy.admin.control import Call, ControlError, ControlServer, Handler
 from dgproxy.config import Config, effective, private_key_path, read_pepper
 from dgproxy.logs import Log
-from dgproxy.net import libssl, pump, tls
+from dgproxy.net import libssl, pipes, pump, tls
 from dgproxy.net.listen import open_listeners
 from dgproxy.store import StoreError, lock, service
 from dgproxy.store.imports import IDLE, Imports, Outcome, export_keys
@@ -495,7 +495,7 @@ class Supervisor:
             "keys": len(self._keys.table),
             "listen": [str(listen) for listen in self._config.server.listen],
             "upstreams": [str(url) for url in self._config.upstream.urls],
-            "relay": self._pump,
+            "relay": f"{self._pump}, splice" if _splices(self._config) else self._pump,
             "workers": [
                 {
                     "index": slot.index,
@@ -526,6 +526,11 @@ class Supervisor:
 
     def _on_control_fault(self, command: str, fault: Exception) -> None:
         self._log(events.PROXY_FAILED, error=f"control command {command}: {fault!r}")
+
+
+def _splices(config: Config) -> bool:
+    """Whether large bodies and payloads go to some upstream without being copied."""
+    return pipes.ABLE and not config.server.tls and any(url.scheme == "http" for url in config.upstream.urls)
 
 
 def _worker_count(config: Config) -> int:

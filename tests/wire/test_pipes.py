@@ -209,7 +209,7 @@ def test_where_splice_can_not_bytes_are_copied(number: int, monkeypatch: pytest.
 
 
 def test_without_splice_there_are_no_pipes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ABLE", False)
+    monkeypatch.setattr(module, "ABLE", False)
     pipes = Pipes()
     with connection() as (speaker, source):
         speaker.sendall(b"bytes")

@@ -40,7 +40,7 @@ class Direction:
         self.pipes = Pipes(least=1, bulk=0) if spliced else None
         self.pump = pump.make(form, self.source, self.sink, self.buffer, self.tracker, self)
         if self.pipes is not None:
-            ends = (self.source, self.sink, self.buffer, self.tracker, self)
+            ends = (self.source, self.sink, self.tracker, self)
             self.pump = Splicer(self.pump, *ends, self.pipes)
         self.passed = bytearray()
         self.ends: list[str] = []

@@ -316,7 +316,7 @@ def test_urgent_data_before_which_splice_stops_neither_ends_nor_holds_up_a_strea
         run(work, secure_client=False, secure_server=False)
 
 
-def test_a_head_of_which_less_moves_than_was_peeked_at_is_judged_as_it_comes(calls: Calls) -> None:
+def test_a_head_of_which_less_moves_than_was_peeked_at_passes_whole(calls: Calls) -> None:
     async def work(rig: Rig) -> None:
         rig.start(frames=True)
         await passes(rig, frame(BINARY, bytes(200_000)))
@@ -370,6 +370,30 @@ def test_what_a_full_sink_does_not_take_stays_in_its_pipe_and_counts(calls: Call
         assert rig.pipes.open == rig.pipes.idle
 
     with pool(Pipes(least=1, bulk=0)):
+        run(work, secure_client=False, secure_server=False, buffer=SMALL)
+
+
+def test_a_pipe_is_given_back_once_where_neither_splicing_nor_copying_gets_its_bytes_out(
+    calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipes = Pipes(least=1, bulk=0)
+
+    def refuse(_: object) -> int:
+        raise BrokenPipeError(errno.EPIPE, "gone")
+
+    async def work(rig: Rig) -> None:
+        rig.start(frames=True)
+        saying = await stuck(rig, frame(BINARY, bytes(1_000_000)))
+        calls.fail = lambda _: OSError(errno.EINVAL, "cannot")
+        monkeypatch.setattr(rig.relay.up, "_send", refuse)
+        while not rig.relay.up.done:
+            await rig.server.read()
+            await ticks(1)
+        assert pipes.open == pipes.idle == 1
+        saying.cancel()
+        await asyncio.wait((saying,))
+
+    with pool(pipes):
         run(work, secure_client=False, secure_server=False, buffer=SMALL)
 
 
