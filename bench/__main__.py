@@ -25,7 +25,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench import compare, keys, machine, native, reload, report, scale, servers, studies, tables, via
+from bench import compare, keys, machine, native, reload, report, scale, servers, studies, tables, timing, via
 from bench.machine import LOAD_CORE, PROXY_CORE
 from bench.runs import DIRECT, Row, Runs
 from bench.scenarios import Scenario, measure, scenarios
@@ -33,7 +33,7 @@ from bench.servers import NAMES, Rig
 from bench.studies import KEY_COUNTS, STREAM_COUNTS, Bench, Study
 from dgproxy.net import pump
 
-STUDIES: Final = {study.name: study for study in (keys.STUDY, reload.STUDY, scale.STUDY)}
+STUDIES: Final = {study.name: study for study in (keys.STUDY, reload.STUDY, scale.STUDY, timing.STUDY)}
 
 
 def _servers(rig: Rig) -> dict[str, Any]:

@@ -48,7 +48,9 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class _Subject:
+class Subject:
+    """A key table as a worker has it, with what it takes to ask it."""
+
     table: Table
     pepper: Pepper
     keys: Sequence[str]
@@ -64,7 +66,7 @@ class _Subject:
         return (time.perf_counter_ns() - began) / len(fresh)
 
 
-def _subject(rig: Rig) -> _Subject:
+def subject(rig: Rig) -> Subject:
     """The table of a rig's keys, mapped as a worker maps it; written once."""
     pepper = Pepper((rig.state / "pepper").read_bytes())
     path = rig.directory / "table"
@@ -75,12 +77,12 @@ def _subject(rig: Rig) -> _Subject:
         fresh.rename(path)
     with path.open("rb") as file:
         buffer = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-    return _Subject(Table(buffer), pepper, rig.keys)
+    return Subject(Table(buffer), pepper, rig.keys)
 
 
 def checked(rigs: Mapping[int, Rig]) -> dict[int, Checked]:
     """What a check takes with each number of keys, in turns."""
-    subjects = {count: _subject(rig) for count, rig in rigs.items()}
+    subjects = {count: subject(rig) for count, rig in rigs.items()}
     least = min(subjects)
     now = time.time()
     drawn: dict[int, list[float]] = {count: [] for count in subjects}
@@ -92,9 +94,9 @@ def checked(rigs: Mapping[int, Rig]) -> dict[int, Checked]:
         for turn in range(TURNS):
             random.shuffle(order)
             for count in order:
-                subject = subjects[count]
-                drawn[count].append(subject.turn(random.choices(subject.keys, k=CHECKS), now))
-                same[count].append(subject.turn([subject.keys[turn % count]] * CHECKS, now))
+                one = subjects[count]
+                drawn[count].append(one.turn(random.choices(one.keys, k=CHECKS), now))
+                same[count].append(one.turn([one.keys[turn % count]] * CHECKS, now))
     finally:
         gc.enable()
     return {

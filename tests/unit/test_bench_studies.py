@@ -1,16 +1,21 @@
 """What bench/ makes of what it measured: the parts that need no server and no clock."""
 
+import math
+import os
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bench import reload, scale, tables
+from bench import reload, scale, stats, tables, timing
 from bench.keys import beside, mappings, sizes, table_faults
 from bench.machine import Memory
 from bench.runs import Row, Runs, Spread
 from bench.scenarios import Figure, Run, Scenario
 from bench.studies import Study, row
+from dgproxy.access.keys import checksum_ok, mint
 
 FIGURES = (Figure("cpu", "us"), Figure("share", "%"))
 STUDY = Study("keys", "by number of keys", FIGURES, lambda _: iter(()))
@@ -190,3 +195,119 @@ def test_cpu_with_two_workers_stands_beside_that_with_one() -> None:
     one = scale.figures(run, None, [1.0])
     assert one == {"cpu": 100, "p50": 10, "p99": 30}
     assert scale.figures(run, {"cpu": 80}, [0.6, 0.4]) == {**one, "cpu_x": 1.25, "least": 40}
+
+
+# --- timing ---------------------------------------------------------------------------------------------------------
+
+
+def drawn(extra: Callable[[str], float], *, noise: float = 50, blocks: int = 100, each: int = 60) -> list[stats.Block]:
+    """Samples as the machine gives them: a drift from block to block, noise to one side, now and then a long delay."""
+    rng = random.Random(3200)
+    made: list[stats.Block] = []
+    for number in range(blocks):
+        drift = 3000 + 200 * math.sin(number / 10)
+        made.append(
+            {
+                kind: [
+                    drift + extra(kind) + rng.expovariate(1 / noise) + (rng.random() < 0.01) * rng.uniform(0, 1e6)
+                    for _ in range(each)
+                ]
+                for kind in timing.CLASSES
+            }
+        )
+    return made
+
+
+def compared(blocks: list[stats.Block]) -> list[stats.Difference]:
+    return stats.compare(blocks, timing.BASE, random.Random(1))
+
+
+def early_exit(kind: str) -> float:
+    """A comparison that ends at the first character that is wrong, 2 ns a character."""
+    return 2.0 * timing.RIGHT.get(kind, 0)
+
+
+def test_a_comparison_that_ends_early_is_told() -> None:
+    differences = compared(drawn(early_exit))
+    assert timing.verdict(differences) == "not flat"
+    most = stats.largest(differences)
+    assert most.name == "all but last right"
+    assert most.low < 62 < most.high
+    assert most.t > 4.5
+    assert most.effect > 0.1
+    assert {each.name for each in differences if each.above(timing.BOUND)} == {"half right", "all but last right"}
+    assert timing.figures(differences)["told"] == 2
+
+
+def test_one_that_does_not_is_flat_whatever_the_machine_does_meanwhile() -> None:
+    differences = compared(drawn(lambda _: 0))
+    assert [each.name for each in differences] == [kind for kind in timing.CLASSES if kind != timing.BASE]
+    assert timing.verdict(differences) == "flat"
+    assert not any(each.told for each in differences)
+    assert all(abs(each.t) < 4.5 and abs(each.effect) < 0.02 for each in differences)
+
+
+def test_what_the_noise_hides_is_not_called_flat() -> None:
+    differences = compared(drawn(early_exit, noise=20_000, blocks=40, each=20))
+    assert timing.verdict(differences) == "nothing to be told from the noise"
+    assert timing.figures(differences)["noise"] > timing.BOUND
+
+
+def test_a_difference_that_is_told_but_no_attacker_could_use_is_flat() -> None:
+    differences = compared(drawn(lambda kind: 5.0 * (kind == "half right"), noise=10))
+    assert stats.largest(differences).told
+    assert timing.verdict(differences) == "flat"
+
+
+def test_a_day_resolves_as_the_root_of_its_tries() -> None:
+    assert timing.a_day(2000, timing.TRIES_A_DAY // 2) == 2000
+    assert timing.a_day(2000, timing.TRIES_A_DAY // 200) == 200
+
+
+def test_the_statistics_by_hand() -> None:
+    assert stats.centre([100, 1, 3, 2, 4, 5, 6, -50]) == 3.5
+    assert stats.welch([1, 2, 3], [1, 2, 3]) == 0
+    assert stats.welch([2, 4, 6], [1, 2, 3]) == pytest.approx(2 / math.sqrt(4 / 3 + 1 / 3))
+    assert stats.welch([2, 2], [1, 1]) == math.inf
+    assert stats.superiority([1, 2], [1, 2]) == 0.5
+    assert stats.superiority([3, 4], [1, 2]) == 1
+    assert stats.superiority([1, 2, 2], [2]) == pytest.approx(1 / 3)
+    assert stats.cropped([1, 2, 9], [1, 3, 4, 5, 6, 7, 8], 0.5) == ([1, 2], [1, 3, 4, 5])
+    low, high = stats.interval([1.0] * 5 + [2.0] * 90 + [3.0] * 5, random.Random(1))
+    assert (low, high) == (2, 2)
+
+
+@pytest.mark.parametrize("kind", timing.CLASSES)
+def test_a_guess_is_right_in_exactly_what_its_class_says(kind: str) -> None:
+    key = mint(os.urandom).key
+    public, secret = timing.parts(key)
+    assert timing.spelled(public, secret) == key
+    for seed in range(20):
+        guessed = timing.guess(kind, key, random.Random(seed))
+        assert len(guessed) == len(key)
+        assert checksum_ok(guessed.encode())
+        got_public, got = timing.parts(guessed)
+        if kind in timing.ID:
+            assert got_public != public
+            assert (got == secret) == (kind == "unknown id")
+            continue
+        assert got_public == public
+        right = timing.RIGHT[kind]
+        assert got[:right] == secret[:right]
+        assert got[right] != secret[right]
+
+
+def test_a_block_has_as_many_of_each_class_in_an_order_of_its_own() -> None:
+    key = mint(os.urandom).key
+    tried: list[bytes] = []
+
+    def trial(text: bytes) -> int:
+        tried.append(text)
+        return len(tried)
+
+    taken = timing.block(key, 5, random.Random(1), trial)
+    assert list(taken) == list(timing.CLASSES)
+    assert sorted(sample for samples in taken.values() for sample in samples) == list(range(1, 31))
+    assert all(len(samples) == 5 for samples in taken.values())
+    assert taken[timing.BASE] != [1, 2, 3, 4, 5]
+    assert len(set(tried)) > 25  # but for "all but last right", whose guesses are few
