@@ -36,7 +36,7 @@ clients: dev ## docs/clients.md anew, from what every SDK's tests see
 fuzz: $(VENV)/.fuzz ## what reads foreign bytes, each harness for FUZZ_SECONDS=300; FUZZ=head for one of them
 	$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS) $(FUZZ)
 
-bench: dev ## dgproxy beside nginx and HAProxy, half an hour; build/bench/ gets the figures and a report
+bench: dev ## dgproxy beside nginx and HAProxy, about an hour; build/bench/ gets the figures and a report
 	@mkdir -p build/bench
 	$(BIN)/python -m bench --json build/bench/$(STAMP).json --report build/bench/$(STAMP).html $(ARGS)
 

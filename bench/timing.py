@@ -1,9 +1,9 @@
 """`python -m bench timing`: whether the time of a key check tells how much of a guess is right.
 
 Guesses at one key of 1,000: with its id, and nothing, the first character, half or all but the last character of its
-secret right; and with an id that no key has, the secret right or as random as the rest. Timed in this process, on the
-very `Table.check` that workers call, with the table mapped as they map it; and once more as an attacker would: 401
-answers on a kept connection to a running proxy.
+secret right; with one id that no key has, and the right secret; and all random, the id each time another. Timed in this
+process, on the very `Table.check` that workers call, with the table mapped as they map it; and once more as an attacker
+would: 401 answers on a kept connection to a running proxy.
 
 Rules of this file: guesses are made anew for each block, checksum and all, and in the shuffled order in which they are
 tried, so that no class has better memory than another; each class is compared with "nothing right" (how: stats.py).
@@ -36,6 +36,7 @@ NAME: Final = "timing"
 BASE: Final = "nothing right"
 RIGHT: Final = {BASE: 0, "first right": 1, "half right": SECRET_LENGTH // 2, "all but last right": SECRET_LENGTH - 1}
 ID: Final = ("unknown id", "all random")
+UNKNOWN: Final = "0" * ID_LENGTH  # one and the same: ids drawn anew are in no cache, whether known or not
 CLASSES: Final = (*RIGHT, *ID)
 BOUND: Final = 10.0  # ns; about what a day of tries resolves on loopback, see `a_day`: on a network it is less
 TRIES_A_DAY: Final = 1000 * 86_400
@@ -64,9 +65,10 @@ def parts(key: str) -> tuple[str, str]:
 def guess(kind: str, key: str, rng: random.Random) -> str:
     """A guess at this key of one of the classes; of its secret exactly as much is right as the class says."""
     public, secret = parts(key)
-    if kind in ID:
-        drawn = "".join(rng.choices(_LETTERS, k=SECRET_LENGTH))
-        return spelled("".join(rng.choices(_LETTERS, k=ID_LENGTH)), secret if kind == "unknown id" else drawn)
+    if kind == "unknown id":
+        return spelled(UNKNOWN, secret)
+    if kind == "all random":
+        return spelled("".join(rng.choices(_LETTERS, k=ID_LENGTH)), "".join(rng.choices(_LETTERS, k=SECRET_LENGTH)))
     right = RIGHT[kind]
     wrong = rng.choice(_LETTERS.replace(secret[right], ""))
     return spelled(public, secret[:right] + wrong + "".join(rng.choices(_LETTERS, k=SECRET_LENGTH - right - 1)))

@@ -310,4 +310,4 @@ def test_a_block_has_as_many_of_each_class_in_an_order_of_its_own() -> None:
     assert sorted(sample for samples in taken.values() for sample in samples) == list(range(1, 31))
     assert all(len(samples) == 5 for samples in taken.values())
     assert taken[timing.BASE] != [1, 2, 3, 4, 5]
-    assert len(set(tried)) > 25  # but for "all but last right", whose guesses are few
+    assert len(set(tried)) > 15  # "unknown id" is one guess, and "all but last right" few
