@@ -465,7 +465,10 @@ class Supervisor:
             key = await self._ask(lambda: service.show_key(self._store, {"id": named}, now=time.time()))
             key_id = key["id"]
         answers, complete = await self._surveys.ask(self._workers.lives, lambda number: ipc.Ask(number, key_id))
-        rows = sorted((row for rows in answers for row in rows), key=lambda row: row["age_s"], reverse=True)
+        rows = sorted((row for rows in answers for row in rows), key=lambda row: row["began"])
+        now = time.monotonic()  # here, since workers answer at moments of their own
+        for row in rows:
+            row["age_s"] = round(now - row.pop("began"), 3)
         return {"streams": rows[:MOST_ROWS], "total": len(rows), "complete": complete}
 
     async def _kill_stream(self, call: Call) -> object:

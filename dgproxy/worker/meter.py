@@ -90,7 +90,7 @@ class Meter:
         }
 
     def row(self) -> dict[str, Any]:
-        """What `streams list` says of it while it is in flight."""
+        """What `streams list` says of it while it is in flight; `began` by the clock that all processes share."""
         return {
             "id": self.request_id,
             "key_id": self.key_id,
@@ -99,7 +99,7 @@ class Meter:
             "peer": self.peer,
             "upstream": self.upstream,
             "status": self.status or None,
-            "age_s": round(time.monotonic() - self.started, 3),
+            "began": self.started,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
             "dg_request_id": self._upstream_id(),

@@ -1,12 +1,12 @@
 """The fuzz harnesses over their seeds and over what once failed, without a fuzzer; and that they would fail."""
 
-import dataclasses
 import random
 import re
 from types import ModuleType
 from typing import Final
 
 import h11
+import msgspec
 import pytest
 
 from dgproxy.access.credentials import Credential
@@ -66,7 +66,7 @@ def test_a_head_check_that_repairs_what_it_reads_is_found_out(
 
         def judge_repaired(raw: bytes) -> object:
             found = judge(re.sub(*lenient, raw))
-            return found if isinstance(found, Refusal) else dataclasses.replace(found, raw=raw)
+            return found if isinstance(found, Refusal) else msgspec.structs.replace(found, raw=raw)
 
         patch.setattr(head, "judge", judge_repaired)
         with pytest.raises((AssertionError, h11.RemoteProtocolError)):
@@ -138,6 +138,6 @@ def test_a_reader_that_forgives_or_forgets_is_found_out(
 
 def test_an_answer_that_is_not_what_its_bytes_say_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     sent = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
-    monkeypatch.setattr(fuzz_response, "judge", lambda raw: dataclasses.replace(response.judge(raw), status=204))
+    monkeypatch.setattr(fuzz_response, "judge", lambda raw: msgspec.structs.replace(response.judge(raw), status=204))
     with pytest.raises(AssertionError):
         fuzz_response.check(sent)
