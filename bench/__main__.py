@@ -15,7 +15,6 @@ import os
 import shlex
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import partial
@@ -23,10 +22,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from bench import compare, keys, machine, native, reload, report, scale, servers, studies, tables, timing, via
 from bench.machine import LOAD_CORE, PROXY_CORE
+from bench.progress import progress
 from bench.runs import DIRECT, Row, Runs
 from bench.scenarios import Scenario, measure, scenarios
 from bench.servers import NAMES, Rig
@@ -58,7 +57,7 @@ def _rounds(
         for name in ([""] if isinstance(scenario, Study) else _servers(rigs[secure[scenario.name]]))
         if isinstance(scenario, Study) or name != DIRECT or scenario.direct
     ]
-    with _progress(len(plan)) as step:
+    with progress(len(plan)) as step:
         for number, scenario, name in plan:
             rig = rigs[secure[scenario.name]]
             said = f"round {number}/{args.rounds}  {scenario.name:<10} "
@@ -79,35 +78,6 @@ def _say(where: str, what: str) -> None:
     print(where, what, file=sys.stderr, flush=True)
 
 
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Any]:
-    """What to call before each run. On a terminal a bar with the time that is left, else a line each."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        began = time.monotonic()
-        done = 0
-
-        def line(text: str) -> None:
-            nonlocal done
-            left = "" if not done else f"  {(time.monotonic() - began) / done * (total - done):.0f} s left"
-            print(f"{text}{left}", file=sys.stderr, flush=True)
-            done += 1
-
-        yield line
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        begun = False
-
-        def step(text: str) -> None:
-            nonlocal begun
-            bar.update(task, advance=1 if begun else 0, description=text)
-            begun = True
-
-        yield step
-
-
 def arguments() -> argparse.Namespace:
     """The command line."""
     known = [*scenarios(seconds=1, streams=1), *STUDIES]
@@ -115,7 +85,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("scenario", nargs="*", help=f"of {', '.join(known)}; all if none is named")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0, help="of the steady state of a run")
-    parser.add_argument("--streams", type=int, default=500)
+    parser.add_argument("--streams", type=int, help="500; with --via 10")
     parser.add_argument("--key-counts", type=_counts, default=KEY_COUNTS, metavar="N,N", help="of `keys`")
     parser.add_argument("--stream-counts", type=_counts, default=STREAM_COUNTS, metavar="N,N", help="of `scale`")
     parser.add_argument("--plain", action="store_true", help="without TLS, all of them")
@@ -123,8 +93,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--report", type=Path, metavar="FILE", help="write the report there, one HTML file")
     via.options(parser)
     found = parser.parse_args()
+    if found.streams is None:
+        found.streams = 500 if found.via is None else 10
     if found.via is not None:
-        known = list(via.SCENARIOS)
+        known = [*via.SCENARIOS, *via.ON_REQUEST]
         if found.report is not None:
             parser.error("the report compares servers that run here; --via writes --json")
     if unknown := set(found.scenario).difference(known):
@@ -149,8 +121,8 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     except native.Missing as missing:
         raise SystemExit(f"bench: {missing}") from None
     document: dict[str, Any] = {
-        "facts": {"date": datetime.now(UTC).isoformat(timespec="seconds"), **machine.facts(), **versions},
-        "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        "facts": {"date": _now(), **machine.facts(), **versions},
+        "command": _command(),
         "scenarios": [tables.described(scenario) for scenario in chosen],
         "runs": [],
     }
@@ -166,21 +138,31 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     return document
 
 
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _command(secret: str = "") -> str:
+    """What was typed, without the key."""
+    command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
+    return command.replace(secret, "...") if secret else command
+
+
 def _measure_via(args: argparse.Namespace, console: Console) -> None:
     chosen = args.scenario or list(via.SCENARIOS)
+    rows: list[Row] = []
     try:
         if chosen != ["streams"]:
             native.compiled("load")
-        rows = []
+        key = via.key_of(args)
+        document = {"facts": {"date": _now(), **machine.facts()}, "command": _command(key), "runs": rows}
         with contextlib.suppress(KeyboardInterrupt):
-            for row in via.rounds(args, chosen):
+            for row in via.rounds(args, chosen, key):
                 rows.append(row)
-                print(f"round {row['round']}/{args.rounds}  {row['scenario']:<10} {row['server']}", file=sys.stderr)
+                if args.json is not None:
+                    args.json.write_text(json.dumps(document, indent=1) + "\n")
     except (native.Missing, via.BadUrl, OSError) as error:
         raise SystemExit(f"bench: {error}") from None
-    document = {"facts": machine.facts(), "via": args.via, "direct": args.direct, "runs": rows}
-    if args.json is not None:
-        args.json.write_text(json.dumps(document, indent=1) + "\n")
     runs = Runs(rows)
     for scenario in runs.scenarios:
         console.print(via.table(scenario, runs))

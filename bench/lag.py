@@ -8,11 +8,12 @@ import asyncio
 import contextlib
 import json
 import math
+import socket
 import ssl
 import struct
 import time
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Final
 
 import picows
 
@@ -31,6 +32,17 @@ _TONE: Final = struct.pack(
 def covering(seconds: float) -> int:
     """The number of the chunk that holds the last of so many seconds of audio, from 0."""
     return max(0, math.ceil(seconds / CHUNK - 1e-6) - 1)
+
+
+def covered(text: bytes) -> float | None:
+    """Seconds of audio to whose end a message's transcript reaches; None for a message that is no transcript."""
+    try:
+        message = json.loads(text)
+        if message["type"] != "Results" or not message["duration"]:
+            return None
+        return float(message["start"]) + float(message["duration"])
+    except (ValueError, TypeError, KeyError):
+        return None
 
 
 @dataclass
@@ -52,6 +64,7 @@ class _Talk(picows.WSListener):
         self.over = asyncio.Event()
         self.transport: picows.WSTransport | None = None
         self._code = "none"  # of the other end's Close
+        self._text = b""  # of a message that has not ended
 
     def on_ws_connected(self, transport: picows.WSTransport) -> None:
         self.transport = transport
@@ -64,24 +77,39 @@ class _Talk(picows.WSListener):
 
     def on_ws_frame(self, transport: picows.WSTransport, frame: picows.WSFrame) -> None:
         if frame.msg_type is picows.WSMsgType.CLOSE:
-            self._code = str(frame.get_close_code().value)
+            self._code = str(int.from_bytes(frame.get_payload_as_bytes()[:2], "big") or "empty")
             transport.send_close(picows.WSCloseCode.OK)
             transport.disconnect()
-        elif frame.msg_type is picows.WSMsgType.TEXT:
-            self._read(json.loads(frame.get_payload_as_bytes()))
-
-    def _read(self, message: dict[str, Any]) -> None:
-        duration = float(message.get("duration") or 0.0)
-        if message.get("type") != "Results" or not duration:
-            return
-        due = self.begun + CHUNK * covering(float(message.get("start") or 0.0) + duration)
-        self._heard.transcripts += 1
-        self._heard.lags.append(time.monotonic() - due)
+        elif frame.msg_type in (picows.WSMsgType.TEXT, picows.WSMsgType.CONTINUATION):
+            self._text += frame.get_payload_as_bytes()
+            if frame.fin:
+                text, self._text = self._text, b""
+                if (audio := covered(text)) is not None:
+                    self._heard.transcripts += 1
+                    self._heard.lags.append(time.monotonic() - self.begun - CHUNK * covering(audio))
 
 
-async def talk(url: str, key: str, tls: ssl.SSLContext | None, streams: int, seconds: float) -> Heard:
-    """Opens the streams, has each speak so many seconds, and ends them as clients do; `url` is wss:// or ws://."""
+async def talk(
+    url: str, key: str, tls: ssl.SSLContext | None, streams: int, seconds: float, address: tuple[str, int] | None = None
+) -> Heard:
+    """Opens the streams, has each speak so many seconds, and ends them as clients do.
+
+    `url` is wss:// or ws://; `address`, an IP address and a port, is where that is, if the resolver need not be asked.
+    """
     heard = Heard()
+
+    async def dialled(_: object) -> socket.socket | None:
+        if address is None:
+            return None
+        made = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET, socket.SOCK_STREAM)
+        made.settimeout(0)
+        try:
+            await asyncio.get_running_loop().sock_connect(made, address)
+        except BaseException:
+            made.close()
+            raise
+        return made
+
     gate = asyncio.Semaphore(_AT_ONCE)
 
     async def opened() -> _Talk | None:
@@ -93,6 +121,7 @@ async def talk(url: str, key: str, tls: ssl.SSLContext | None, streams: int, sec
                     ssl_context=tls,
                     extra_headers={"Authorization": f"Token {key}"} if key else {},
                     websocket_handshake_timeout=30,
+                    socket_factory=dialled,
                 )
             except (OSError, picows.WSError, TimeoutError) as error:
                 heard.refused.append(str(error).splitlines()[0][:200])

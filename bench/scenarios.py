@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from bench.machine import LOAD_CORE, cpu_seconds, own_kib
-from bench.native import Load
+from bench.native import Load, faults
 from bench.servers import Server
 
 GENERATOR_LIMIT: Final = 0.8  # of its core
@@ -215,9 +215,7 @@ def measure(
             idle_kib=idle,
             open_kib=opened,
         )
-    for fault in ("unequal", "lost", "refused"):
-        if figures.get(fault):
-            run.faults.append(f"{figures[fault]} {fault}")
+    run.faults += faults(figures)
     if tls and scenario.options.get("resume") and figures["resumed"] < _RESUMED * figures["done"]:
         run.faults.append(f"only {figures['resumed']} of {figures['done']} resumed")
     if scenario.mode == "idle" and load.opened != scenario.options["n"]:

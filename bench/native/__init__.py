@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -73,6 +73,7 @@ class Load:
         self._command = [str(compiled("load")), mode, *words]
         self._core = core
         self.opened = 0
+        self.why = ""  # the first that did not open, if any
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
@@ -84,8 +85,12 @@ class Load:
         )
         if self._core is not None:
             pin(self._process.pid, self._core)
-        said = self._line(90)
-        self.opened = int(said.split()[1])
+        try:
+            _, opened, self.why = self._line(90).rstrip("\n").split(" ", 2)
+        except BaseException:
+            self.__exit__()
+            raise
+        self.opened = int(opened)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -107,8 +112,9 @@ class Load:
     def run(self, within: float) -> dict[str, Any]:
         """Has it go; its figures."""
         assert self._process.stdin is not None
-        self._process.stdin.write("go\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it ended: `_line` says so
+            self._process.stdin.write("go\n")
+            self._process.stdin.flush()
         figures: dict[str, Any] = json.loads(self._line(within))
         return figures
 
@@ -124,6 +130,14 @@ class Load:
                 f"the load generator ended (exit {self._process.wait()}): {' '.join(self._command[1:3])}"
             )
         return line
+
+
+def faults(figures: Mapping[str, Any]) -> list[str]:
+    """What went wrong by the generator's figures, the first reason behind it."""
+    found = [f"{figures[fault]} {fault}" for fault in ("unequal", "lost", "refused") if figures.get(fault)]
+    if found and figures.get("why"):
+        found[-1] += f": {figures['why']}"
+    return found
 
 
 if __name__ == "__main__":

@@ -1,25 +1,29 @@
 /* The load of bench/: one thread, epoll, OpenSSL; the same bytes to whatever listens at the given port.
  *
- *   load MODE port=P [host=127.0.0.1] [name=localhost] [authority=localhost] [tls=1] [ca=FILE | verify=1] [target=/v1/...] [n=500] [bytes=3200]
- *        [interval=0.1] [seconds=10] [inflight=4] [resume=0]
+ *   load MODE port=P [host=127.0.0.1] [name=localhost] [authority=localhost] [tls=1] [any_tls=0] [ca=FILE | verify=1]
+ *        [target=/v1/...] [n=500] [bytes=3200] [interval=0.1] [seconds=10] [inflight=4] [resume=0] [text=0] [wav=0]
  *
- * `host` is an address, `name` what the certificate must say, `authority` what Host says. The key is in $DGPROXY_BENCH_KEY: argv is everybody's.
+ * `host` is an address, `name` what the certificate must say, `authority` what Host says. Every proxy of a run gets TLS
+ * 1.3 and one cipher; with any_tls=1 it is what the server likes. The key is in $DGPROXY_BENCH_KEY: argv is everybody's.
  *
- * It says "open" on a line once its connections stand, waits for a line on stdin, runs, and says its figures as one JSON
- * object on a line. Modes:
+ * It says "open N" on a line once its connections stand (and then why others do not), waits for a line on stdin, runs, and
+ * says its figures as one JSON object on a line. Modes:
  *
  * streams    n WebSockets, a message each every `interval` s, echoed. Open loop: message m is due at start + m * interval / n
  *            whatever the proxy does, and its latency counts from then, not from when it was sent (no coordinated omission)
  * saturate   n WebSockets, `inflight` messages each on their way; the next is sent when one has come back
- * requests   n kept-alive connections, a GET each, the next when it was answered
+ * requests   n kept-alive connections, a GET each, the next when it was answered; text=N: a POST of N characters to be
+ *            spoken. A server that closes after an answer and has said so is dialled again, in that request's time
  * handshake  n at once: connect, TLS (resumed with resume=1), a GET with Connection: close, to the end of the stream
- * upload     a POST of `bytes` bytes on one connection, until it is answered; download: a POST answered with so many
- * idle       n WebSockets that say nothing, until stdin ends
+ * upload     a POST of `bytes` bytes on one connection, until it is answered (wav=1: of a WAV file); download: a POST
+ *            answered with so many
+ * idle       n WebSockets that say nothing, for `seconds` from a line on stdin, or until stdin ends
  *
  * Every byte that comes back in streams and saturate is compared. Exit status 1: something was lost, unequal or refused.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
@@ -43,6 +47,9 @@ enum phase { CONNECTING, SHAKING, ASKING, OPEN, GONE };
 enum mode { STREAMS, SATURATE, REQUESTS, HANDSHAKE, UPLOAD, DOWNLOAD, IDLE };
 static const char *MODES[] = {"streams", "saturate", "requests", "handshake", "upload", "download", "idle"};
 
+enum framing { LENGTH, CHUNKED, UNTIL_END };
+enum part { SIZE, SIZE_REST, DATA, DATA_END, TRAILER, TRAILER_REST };
+
 struct conn {
     int fd;
     SSL *ssl;
@@ -60,15 +67,20 @@ struct conn {
     uint64_t payload, payload_at;
     char answer[4096];                /* the head of an HTTP answer */
     size_t answer_size;
-    uint64_t answer_left;
-    bool in_body, shaken;
+    uint64_t answer_left;             /* of the body, or of the chunk */
+    enum framing framing;
+    enum part part;                   /* of a chunked body */
+    bool in_body, over, closes, refusal;
     double began;
 };
 
 static enum mode mode;
 static int port, epoll_fd;
-static const char *key = "", *host = "127.0.0.1", *name = "localhost", *authority = "localhost", *ca = "", *target = "/v1/listen?model=nova-3&encoding=linear16&sample_rate=16000";
-static bool tls = true, verify = false, resume = false, running = false;
+static const char *key = "", *host = "127.0.0.1", *name = "localhost", *authority = "localhost", *ca = "",
+                  *target = "/v1/listen?model=nova-3&encoding=linear16&sample_rate=16000";
+static bool tls = true, any_tls = false, verify = false, resume = false, wav = false, running = false;
+static long text;
+static char why[160]; /* the first thing that went wrong */
 static struct sockaddr_storage address;
 static socklen_t address_size;
 static long n = 500, inflight = 4;
@@ -76,14 +88,14 @@ static uint64_t bytes = 3200;
 static double interval = 0.1, seconds = 10, started, stop_at;
 static SSL_CTX *context;
 static SSL_SESSION *session;
-static char request[8192], *plain;
+static char request[32768], *plain, *first; /* what a body begins with */
 static size_t request_size, frame_head;
 static struct conn *conns;
 static uint64_t unequal, lost, refused, done, done_bytes, opened, resumed;
 static double *latencies;
 static size_t latency_count, latency_room;
-static double *lateness;
-static size_t lateness_count, lateness_room;
+static double *lateness, *firsts, *openings; /* `firsts`: until an answer began; `openings`: until a WebSocket stood */
+static size_t lateness_count, lateness_room, first_count, first_room, opening_count, opening_room;
 
 static double now(void)
 {
@@ -99,6 +111,17 @@ static void note(double **list, size_t *count, size_t *room, double value)
         *list = realloc(*list, *room * sizeof **list);
     }
     (*list)[(*count)++] = value;
+}
+
+/* Keeps the first reason, as it may stand in JSON. */
+static void because(const char *what, const char *more, size_t size)
+{
+    if (*why)
+        return;
+    snprintf(why, sizeof why, "%s%.*s", what, (int)size, more);
+    for (char *at = why; *at; at++)
+        if (*at < ' ' || *at > '~' || *at == '"' || *at == '\\')
+            *at = '?';
 }
 
 /* --- bytes ------------------------------------------------------------------------------------------------------- */
@@ -155,13 +178,14 @@ static void dial(struct conn *c)
     setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
     c->phase = CONNECTING;
     c->began = now();
-    c->shaken = c->in_body = false;
+    c->in_body = c->over = c->closes = c->refusal = false;
     c->answer_size = c->head_size = 0;
     c->payload = c->payload_at = 0;
     c->out = request;
     c->out_left = request_size;
     c->body_left = mode == UPLOAD ? bytes : 0;
     if (connect(c->fd, (struct sockaddr *)&address, address_size) < 0 && errno != EINPROGRESS) {
+        because("", strerror(errno), 99);
         drop(c, &lost);
         return;
     }
@@ -191,7 +215,7 @@ static bool send_all(struct conn *c)
     for (;;) {
         if (c->out_left == 0) {
             if (c->phase == ASKING && c->body_left) {
-                c->out = plain;
+                c->out = c->body_left == bytes ? first : plain;
                 c->out_left = c->body_left < ROOM ? (size_t)c->body_left : ROOM;
                 c->body_left -= c->out_left;
             } else if (c->phase == OPEN && c->queued)
@@ -267,6 +291,65 @@ static bool frames(struct conn *c, const unsigned char *data, size_t size)
 
 static bool answered(struct conn *c);
 
+/* Bytes of a chunked body. 1: it is over, 0: not yet, -1: not understood. */
+static int chunks(struct conn *c, const char *data, size_t size)
+{
+    for (; size; data++, size--) {
+        switch (c->part) {
+        case SIZE: /* digits, then perhaps an extension, to the end of the line */
+            if (*data == '\n') {
+                c->part = c->answer_left ? DATA : TRAILER;
+            } else if (isxdigit((unsigned char)*data)) {
+                if (c->answer_left >> 56)
+                    return -1;
+                c->answer_left = c->answer_left << 4 | (uint64_t)(isdigit((unsigned char)*data) ? *data - '0' : (*data | 32) - 'a' + 10);
+            } else if (*data == ';' || *data == '\r' || *data == ' ')
+                c->part = SIZE_REST;
+            else
+                return -1;
+            break;
+        case SIZE_REST:
+            if (*data == '\n')
+                c->part = c->answer_left ? DATA : TRAILER;
+            break;
+        case DATA: {
+            size_t part = c->answer_left < size ? (size_t)c->answer_left : size;
+            c->answer_left -= part;
+            done_bytes += part;
+            data += part - 1;
+            size -= part - 1;
+            if (c->answer_left == 0)
+                c->part = DATA_END;
+            break;
+        }
+        case DATA_END:
+            if (*data == '\n')
+                c->part = SIZE;
+            else if (*data != '\r')
+                return -1;
+            break;
+        case TRAILER: /* the beginning of a line: an empty one ends it all */
+            if (*data == '\n')
+                return 1;
+            if (*data != '\r')
+                c->part = TRAILER_REST;
+            break;
+        case TRAILER_REST:
+            if (*data == '\n')
+                c->part = TRAILER;
+            break;
+        }
+    }
+    return 0;
+}
+
+/* A field's value in an answer's head; NULL if it is not there. */
+static const char *field(const struct conn *c, const char *stop, const char *line)
+{
+    const char *found = strcasestr(c->answer, line);
+    return found == NULL || found > stop ? NULL : found + strlen(line) + strspn(found + strlen(line), " \t");
+}
+
 /* An HTTP answer's bytes; what follows a 101 is frames. False: refused, or not understood. */
 static bool http(struct conn *c, const char *data, size_t size)
 {
@@ -277,8 +360,11 @@ static bool http(struct conn *c, const char *data, size_t size)
         c->answer_size += part;
         c->answer[c->answer_size] = 0;
         char *stop = strstr(c->answer, "\r\n\r\n");
-        if (stop == NULL)
+        if (stop == NULL) {
+            if (room <= 1)
+                because("an answer whose head does not end", "", 0);
             return room > 1;
+        }
         size_t used = (size_t)(stop + 4 - c->answer) - before;
         data += used;
         size -= used;
@@ -286,53 +372,63 @@ static bool http(struct conn *c, const char *data, size_t size)
         if (status == 101) {
             c->phase = OPEN;
             opened++;
+            note(&openings, &opening_count, &opening_room, now() - c->began);
             return size == 0 || frames(c, (const unsigned char *)data, size);
         }
-        char *length = strcasestr(c->answer, "\r\nContent-Length:");
-        if (status != 200 || length == NULL || length > stop) {
-            fprintf(stderr, "load: refused: %.*s\n", (int)(strchr(c->answer, '\r') - c->answer), c->answer);
+        if (status != 200 || mode == STREAMS || mode == SATURATE || mode == IDLE) {
+            because("", c->answer, strcspn(c->answer, "\r"));
+            c->refusal = true;
             return false;
         }
-        c->answer_left = strtoull(length + 17, NULL, 10);
+        const char *length = field(c, stop, "\r\nContent-Length:"), *coding = field(c, stop, "\r\nTransfer-Encoding:");
+        const char *connection = field(c, stop, "\r\nConnection:");
+        c->closes = connection != NULL && strncasecmp(connection, "close", 5) == 0;
+        c->framing = coding != NULL && strncasecmp(coding, "chunked", 7) == 0 ? CHUNKED : length != NULL ? LENGTH : UNTIL_END;
+        c->part = SIZE;
+        c->answer_left = c->framing == LENGTH ? strtoull(length, NULL, 10) : 0;
         c->in_body = true;
+        if (running)
+            note(&firsts, &first_count, &first_room, now() - c->began);
     }
-    c->answer_left -= size < c->answer_left ? size : c->answer_left;
+    if (c->framing == CHUNKED) {
+        int over = chunks(c, data, size);
+        if (over < 0)
+            because("a chunked answer that is none", "", 0);
+        return over == 0 || (over > 0 && answered(c));
+    }
     done_bytes += size;
+    if (c->framing == UNTIL_END)
+        return true;
+    c->answer_left -= size < c->answer_left ? size : c->answer_left;
     return c->answer_left != 0 || answered(c);
 }
 
 static void ask_again(struct conn *c)
 {
     c->answer_size = 0;
-    c->in_body = false;
+    c->in_body = c->over = false;
     c->out = request;
     c->out_left = request_size;
     c->began = now();
 }
 
+/* False: the connection is over too, `handle` closes it. */
 static bool answered(struct conn *c)
 {
     double at = now();
-    if (mode == HANDSHAKE) { /* over: `handle` closes it, and begins the next */
-        if (running) {
-            note(&latencies, &latency_count, &latency_room, at - c->began);
-            done++;
-        }
-        return false;
-    }
-    if (!running) { /* the first answer: the connection stands */
-        opened++;
+    c->over = true;
+    if (running) {
+        note(&latencies, &latency_count, &latency_room, at - c->began);
+        done++;
+    } else {
+        opened++; /* the first answer: the connection stands */
         c->phase = OPEN;
-        return true;
     }
-    note(&latencies, &latency_count, &latency_room, at - c->began);
-    done++;
-    if (mode == REQUESTS) {
-        if (at < stop_at)
-            ask_again(c);
-        return true;
-    }
-    if (mode == UPLOAD || mode == DOWNLOAD)
+    if (mode == HANDSHAKE || c->closes || c->framing == UNTIL_END)
+        return false;
+    if (running && mode == REQUESTS && at < stop_at)
+        ask_again(c);
+    if (running && (mode == UPLOAD || mode == DOWNLOAD))
         stop_at = at;
     return true;
 }
@@ -345,8 +441,10 @@ static bool turn(struct conn *c)
         int error = 0;
         socklen_t size = sizeof error;
         getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &size);
-        if (error)
+        if (error) {
+            because("", strerror(error), 99);
             return false;
+        }
         struct sockaddr_storage peer;
         size = sizeof peer;
         if (getpeername(c->fd, (struct sockaddr *)&peer, &size) < 0)
@@ -370,8 +468,18 @@ static bool turn(struct conn *c)
         int result = SSL_connect(c->ssl);
         if (result != 1) {
             int error = SSL_get_error(c->ssl, result);
+            long found = SSL_get_verify_result(c->ssl);
+            const char *reason = ERR_reason_error_string(ERR_peek_error());
+            if (error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE) {
+                ERR_clear_error();
+                return true;
+            }
+            if (verify && found != X509_V_OK)
+                because("certificate: ", X509_verify_cert_error_string(found), 99);
+            else
+                because("TLS: ", reason != NULL ? reason : "the connection ended", 99);
             ERR_clear_error();
-            return error == SSL_ERROR_WANT_READ || error == SSL_ERROR_WANT_WRITE;
+            return false;
         }
         resumed += (uint64_t)SSL_session_reused(c->ssl);
         c->phase = ASKING;
@@ -383,6 +491,8 @@ static bool turn(struct conn *c)
         long got = receive(c, buffer, sizeof buffer);
         if (got == -1)
             return send_all(c);
+        if (got == 0 && c->in_body && c->framing == UNTIL_END && !c->over)
+            return answered(c);
         if (got <= 0)
             return false;
         bool websocket = mode == STREAMS || mode == SATURATE || mode == IDLE;
@@ -406,11 +516,11 @@ static void handle(struct conn *c)
 {
     if (c->phase == GONE || turn(c))
         return;
-    bool well = mode == HANDSHAKE && c->in_body && c->answer_left == 0;
-    if (well && !running)
-        opened++;
-    drop(c, well ? NULL : running && c->phase >= ASKING ? &lost : &refused);
-    if (mode == HANDSHAKE && running && now() < stop_at)
+    if (!c->over)
+        because("the connection ended", "", 0);
+    bool well = c->over && (mode == HANDSHAKE || c->closes || c->framing == UNTIL_END);
+    drop(c, well ? NULL : running && c->phase >= ASKING && !c->refusal ? &lost : &refused);
+    if (well && running && now() < stop_at && (mode == HANDSHAKE || mode == REQUESTS)) /* who refuses is not pressed */
         dial(c);
 }
 
@@ -462,6 +572,12 @@ static void options(int argc, char **argv)
             ca = value;
         else if (!strcmp(argv[i], "verify"))
             verify = atoi(value);
+        else if (!strcmp(argv[i], "any_tls"))
+            any_tls = atoi(value);
+        else if (!strcmp(argv[i], "text"))
+            text = atol(value);
+        else if (!strcmp(argv[i], "wav"))
+            wav = atoi(value);
         else if (!strcmp(argv[i], "target"))
             target = value;
         else if (!strcmp(argv[i], "n"))
@@ -497,8 +613,29 @@ static void options(int argc, char **argv)
         fprintf(stderr, "load: %s is no address\n", host);
         exit(2);
     }
-    if (inflight > RING / 2)
+    if (inflight > RING / 2 || text < 0 || text > 16000)
         exit(2);
+}
+
+/* {"text":"..."} of so many characters to be said. */
+static size_t to_say(char *to, long characters)
+{
+    static const char words[] = "The quick brown fox jumps over the lazy dog. ";
+    char *at = stpcpy(to, "{\"text\":\"");
+    for (long i = 0; i < characters; i++)
+        *at++ = words[(size_t)i % (sizeof words - 1)];
+    return (size_t)(stpcpy(at, "\"}") - to);
+}
+
+/* A WAV file's head, of 16 kHz, one channel, 16 bits, before so many bytes in all. */
+static void wav_head(char *to, uint64_t size)
+{
+    static const unsigned char head[44] = "RIFF\0\0\0\0WAVEfmt \x10\0\0\0\1\0\1\0\x80\x3e\0\0\0\x7d\0\0\2\0\x10\0data";
+    memcpy(to, head, sizeof head);
+    for (int i = 0; i < 4; i++) {
+        to[4 + i] = (char)((size - 8) >> (8 * i));
+        to[40 + i] = (char)((size - 44) >> (8 * i));
+    }
 }
 
 static void prepare(void)
@@ -510,23 +647,33 @@ static void prepare(void)
     const char *rest = websocket
         ? "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
           "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
-        : mode == HANDSHAKE ? "Connection: close\r\n"
-                            : "";
+        : mode == HANDSHAKE     ? "Connection: close\r\n"
+        : text                  ? "Content-Type: application/json\r\n"
+        : mode == UPLOAD && wav ? "Content-Type: audio/wav\r\n"
+                                : "";
+    static char body[16384];
+    size_t body_size = mode == DOWNLOAD ? (size_t)(stpcpy(body, "{}") - body) : text ? to_say(body, text) : 0;
+    bool post = mode == UPLOAD || body_size;
     char length[64] = "";
-    if (mode == UPLOAD || mode == DOWNLOAD)
-        snprintf(length, sizeof length, "Content-Length: %llu\r\n", mode == UPLOAD ? (unsigned long long)bytes : 2ULL);
-    bool post = mode == UPLOAD || mode == DOWNLOAD;
+    if (post)
+        snprintf(length, sizeof length, "Content-Length: %llu\r\n", (unsigned long long)(mode == UPLOAD ? bytes : body_size));
     char full[2048];
     snprintf(full, sizeof full, "%s", target);
     if (mode == DOWNLOAD)
         snprintf(full, sizeof full, "%s%csize=%llu", target, strchr(target, '?') ? '&' : '?', (unsigned long long)bytes);
     request_size = (size_t)snprintf(request, sizeof request, "%s %s HTTP/1.1\r\nHost: %s\r\n%s%s%s\r\n%s",
-        post ? "POST" : "GET", full, authority, authorization, rest, length, mode == DOWNLOAD ? "{}" : "");
+        post ? "POST" : "GET", full, authority, authorization, rest, length, body);
     plain = malloc(bytes > ROOM ? bytes : ROOM);
     uint32_t random = 3200;
     for (uint64_t i = 0; i < (bytes > ROOM ? bytes : ROOM); i++) {
         random = random * 1664525 + 1013904223;
         plain[i] = (char)(random >> 24);
+    }
+    first = plain;
+    if (wav && bytes > 44) {
+        first = malloc(ROOM);
+        memcpy(first, plain, ROOM);
+        wav_head(first, bytes);
     }
     if (!websocket)
         return;
@@ -577,7 +724,7 @@ static void spin(int timer, double until)
             return;
         if (!running && opened + refused + lost >= (uint64_t)n)
             return;
-        if (running && mode >= UPLOAD && done)
+        if (running && (mode == UPLOAD || mode == DOWNLOAD) && done)
             return;
     }
 }
@@ -595,7 +742,9 @@ int main(int argc, char **argv)
     prepare();
     if (tls) {
         context = SSL_CTX_new(TLS_client_method());
-        SSL_CTX_set_min_proto_version(context, verify ? TLS1_2_VERSION : TLS1_3_VERSION);
+        SSL_CTX_set_min_proto_version(context, any_tls ? TLS1_2_VERSION : TLS1_3_VERSION);
+        if (!any_tls)
+            SSL_CTX_set_ciphersuites(context, "TLS_AES_256_GCM_SHA384"); /* the same for every proxy */
         if (*ca && SSL_CTX_load_verify_locations(context, ca, NULL) != 1) {
             fprintf(stderr, "load: %s holds no certificates\n", ca);
             exit(2);
@@ -604,7 +753,6 @@ int main(int argc, char **argv)
             SSL_CTX_set_default_verify_paths(context);
         if (verify || *ca)
             SSL_CTX_set_verify(context, SSL_VERIFY_PEER, NULL);
-        SSL_CTX_set_ciphersuites(context, "TLS_AES_256_GCM_SHA384"); /* the same for every proxy */
         SSL_CTX_set_mode(context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER | SSL_MODE_RELEASE_BUFFERS);
         SSL_CTX_set_read_ahead(context, 1);
         SSL_CTX_set_options(context, SSL_OP_IGNORE_UNEXPECTED_EOF);
@@ -632,16 +780,14 @@ int main(int argc, char **argv)
     double patience = now() + 30;
     while (opens && opened + refused + lost < (uint64_t)n && now() < patience)
         spin(timer, now() + 0.01);
-    printf("open %llu\n", (unsigned long long)opened);
+    printf("open %llu %s\n", (unsigned long long)opened, why);
     fflush(stdout);
     char line[64];
-    if (fgets(line, sizeof line, stdin) == NULL || mode == IDLE) {
-        while (mode == IDLE && fgets(line, sizeof line, stdin) != NULL)
-            ;
+    if (fgets(line, sizeof line, stdin) == NULL)
         return opened == (uint64_t)n ? 0 : 1;
-    }
 
     running = true;
+    *why = 0;
     lost = refused = 0;
     done_bytes = 0;
     resumed = 0;
@@ -681,12 +827,12 @@ int main(int argc, char **argv)
                 }
             else if (mode == REQUESTS && c->phase == OPEN)
                 ask_again(c);
-            else
+            else if (mode != IDLE)
                 dial(c);
             if (c->phase == OPEN && !send_all(c))
                 drop(c, &lost);
         }
-        while (now() < stop_at && !(mode >= UPLOAD && (done || lost || refused)))
+        while (now() < stop_at && !((mode == UPLOAD || mode == DOWNLOAD) && (done || lost || refused)))
             spin(timer, stop_at);
         if (mode < UPLOAD)
             stop_at = started + seconds;
@@ -696,13 +842,18 @@ int main(int argc, char **argv)
     for (long i = 0; i < n; i++)
         dropped += conns[i].phase == GONE;
     printf("{\"mode\": \"%s\", \"opened\": %llu, \"done\": %llu, \"bytes\": %llu, \"seconds\": %.6f, \"unequal\": %llu, "
-           "\"lost\": %llu, \"refused\": %llu, \"dropped\": %llu, \"resumed\": %llu",
+           "\"lost\": %llu, \"refused\": %llu, \"dropped\": %llu, \"resumed\": %llu, \"why\": \"%s\"",
         MODES[mode], (unsigned long long)opened, (unsigned long long)done,
         (unsigned long long)(mode == UPLOAD ? bytes * done : done_bytes), took, (unsigned long long)unequal,
-        (unsigned long long)lost, (unsigned long long)refused, (unsigned long long)dropped, (unsigned long long)resumed);
+        (unsigned long long)lost, (unsigned long long)refused, (unsigned long long)dropped, (unsigned long long)resumed,
+        why);
     say("latency", latencies, latency_count);
     if (mode == STREAMS)
         say("late", lateness, lateness_count);
+    if (mode == REQUESTS && text)
+        say("first", firsts, first_count);
+    if (mode == IDLE)
+        say("opening", openings, opening_count);
     printf("}\n");
     return unequal || lost || refused;
 }

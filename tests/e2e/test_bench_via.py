@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,15 +11,17 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import second_only
-from tests.support.proxy import Proxy
+from tests.support.processes import free_port
+from tests.support.proxy import Proxy, dgproxy
 from tests.support.upstreams import REPOSITORY, Upstream
 
 pytestmark = [second_only]
+compiled = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 
 
-def bench(proxy: Proxy, key: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def bench(proxy: Proxy, key: str, *arguments: str, scenario: str = "streams") -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "bench", "streams", "--via", proxy.base_url, "--ca", str(proxy.ca), *arguments],
+        [sys.executable, "-m", "bench", scenario, "--via", proxy.base_url, "--ca", str(proxy.ca), *arguments],
         env={**os.environ, "DGPROXY_BENCH_KEY": key},
         cwd=REPOSITORY,
         capture_output=True,
@@ -38,6 +42,8 @@ def test_transcript_lag_is_told_with_and_without_the_proxy(proxy: Proxy, upstrea
     for row in through, direct:
         assert row["figures"]["transcripts"] >= 3
         assert 0 < row["figures"]["p50"] <= row["figures"]["max"]
+    assert document["facts"]["date"]
+    assert document["command"].startswith("python -m bench streams --via https://")
     assert [head["method"] for head in upstream.heads()] == ["GET"] * 6
     assert proxy.key not in done.stdout + done.stderr + written.read_text()
 
@@ -47,4 +53,32 @@ def test_a_key_that_is_refused_is_a_fault_and_no_figure(proxy: Proxy, wrong: str
     done = bench(proxy, wrong, "--streams", "2", "--seconds", "1", "--rounds", "1")
     assert done.returncode == 1
     assert "2 of 2 streams were not opened" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+@compiled
+@pytest.mark.parametrize("scenario", ["requests", "handshake", "download", "idle"])
+def test_the_same_load_goes_both_ways(proxy: Proxy, upstream: Upstream, scenario: str) -> None:
+    rest = ["--direct", upstream.url, "--streams", "2", "--seconds", "0.5", "--rounds", "1"]
+    done = bench(proxy, "", "--key", proxy.key, *rest, scenario=scenario)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"(?m)^ +added +[+-][0-9]", done.stdout)
+    assert not any(proxy.key in value for head in upstream.heads() for _, value in head["headers"])
+
+
+@compiled
+@pytest.mark.parametrize("scenario", [pytest.param("requests", marks=compiled), "streams"])
+def test_a_certificate_that_nobody_vouches_for_is_told(proxy: Proxy, scenario: str, tmp_path: Path) -> None:
+    dgproxy("init", str(tmp_path / "other"))
+    rest = ["--streams", "2", "--seconds", "0.5", "--rounds", "1", "--ca", str(tmp_path / "other/certs/ca.pem")]
+    done = bench(proxy, proxy.key, *rest, scenario=scenario)
+    assert done.returncode == 1
+    assert "certificate" in done.stdout.lower()
+    assert bench(proxy, proxy.key, *rest, "--insecure", scenario=scenario).returncode == 0
+
+
+def test_nothing_to_reach_is_told_in_a_line(proxy: Proxy) -> None:
+    done = bench(proxy, proxy.key, "--via", f"http://127.0.0.1:{free_port()}/dg")
+    assert done.returncode == 1
+    assert done.stderr.startswith("bench: nothing to reach at 127.0.0.1:")
     assert "Traceback" not in done.stderr
