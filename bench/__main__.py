@@ -15,7 +15,7 @@ import os
 import shlex
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -32,6 +32,7 @@ from bench.servers import NAMES, Rig
 from bench.studies import KEY_COUNTS, STREAM_COUNTS, Bench, Study
 from dgproxy.net import pump
 
+INTERRUPTED: Final = 130  # exit status, as shells have it for SIGINT
 STUDIES: Final = {study.name: study for study in (keys.STUDY, reload.STUDY, scale.STUDY, timing.STUDY)}
 
 
@@ -83,9 +84,9 @@ def arguments() -> argparse.Namespace:
     known = [*scenarios(seconds=1, streams=1), *STUDIES]
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__.partition("\n")[0])
     parser.add_argument("scenario", nargs="*", help=f"of {', '.join(known)}; all if none is named")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0, help="of the steady state of a run")
-    parser.add_argument("--streams", type=int, help="500; with --via 10")
+    parser.add_argument("--rounds", type=_positive(int), default=3)
+    parser.add_argument("--seconds", type=_positive(float), default=10.0, help="of the steady state of a run")
+    parser.add_argument("--streams", type=_positive(int), help="500; with --via 10")
     parser.add_argument("--key-counts", type=_counts, default=KEY_COUNTS, metavar="N,N", help="of `keys`")
     parser.add_argument("--stream-counts", type=_counts, default=STREAM_COUNTS, metavar="N,N", help="of `scale`")
     parser.add_argument("--plain", action="store_true", help="without TLS, all of them")
@@ -104,8 +105,19 @@ def arguments() -> argparse.Namespace:
     return found
 
 
+def _positive(kind: type[int] | type[float]) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        found = kind(text)
+        if not 0 < found < 1e6:
+            raise ValueError(text)
+        return found
+
+    return number
+
+
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(sorted(int(part) for part in text.split(",")))
+    count = _positive(int)
+    return tuple(sorted(int(count(part)) for part in text.split(",")))
 
 
 def _measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -129,13 +141,28 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory(prefix="dgproxy-bench-") as directory,
         native.upstream(LOAD_CORE) as upstream,
-        contextlib.suppress(KeyboardInterrupt),
+        _until_interrupted(document),
     ):
         for row in _rounds(Path(directory), chosen, upstream, args):
             document["runs"].append(row)
-            if args.json is not None:
-                args.json.write_text(json.dumps(document, indent=1) + "\n")
+            _store(args, document)
+    _store(args, document)
     return document
+
+
+def _store(args: argparse.Namespace, document: dict[str, Any]) -> None:
+    if args.json is not None:
+        args.json.write_text(json.dumps(document, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def _until_interrupted(document: dict[str, Any]) -> Iterator[None]:
+    """Ctrl-C ends what is in it, and no more: what was measured until then is told, and that it is not all."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        document["interrupted"] = True
+        print("interrupted: what follows is not all that was asked for", file=sys.stderr)
 
 
 def _now() -> str:
@@ -155,12 +182,13 @@ def _measure_via(args: argparse.Namespace, console: Console) -> None:
         if chosen != ["streams"]:
             native.compiled("load")
         key = via.key_of(args)
-        document = {"facts": {"date": _now(), **machine.facts()}, "command": _command(key), "runs": rows}
-        with contextlib.suppress(KeyboardInterrupt):
+        facts = {"date": _now(), **machine.facts()}
+        document: dict[str, Any] = {"facts": facts, "command": _command(key), "runs": rows}
+        with _until_interrupted(document):
             for row in via.rounds(args, chosen, key):
                 rows.append(row)
-                if args.json is not None:
-                    args.json.write_text(json.dumps(document, indent=1) + "\n")
+                _store(args, document)
+        _store(args, document)
     except (native.Missing, via.BadUrl, OSError) as error:
         raise SystemExit(f"bench: {error}") from None
     runs = Runs(rows)
@@ -168,6 +196,8 @@ def _measure_via(args: argparse.Namespace, console: Console) -> None:
         console.print(via.table(scenario, runs))
     if not all(row["valid"] for row in rows):
         raise SystemExit("something was lost or refused: see above")
+    if document.get("interrupted"):
+        sys.exit(INTERRUPTED)
 
 
 def main() -> None:
@@ -187,6 +217,8 @@ def main() -> None:
         print(f"report: {args.report}", file=sys.stderr)
     if any(row["faults"] for row in document["runs"]):
         raise SystemExit("something was lost, unequal or refused: see above")
+    if document.get("interrupted"):
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

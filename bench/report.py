@@ -21,18 +21,18 @@ _HOW: Final = (
     " spread below; ratios are to nginx in the same round, and medians too: on a shared machine only these mean"
     " anything. Latency counts from the moment at which a message was due, whatever the server did until then, so that"
     " none is omitted for its server's sake. Rows of <em>direct</em> have nothing in between: the floor. Where the"
-    " generator took over 80 % of its core, the figure may be its own limit, and the row is marked."
+    " generator took over 80 % of its core, the figure may be its own limit: the row is marked, its bar hatched."
 )
 
 
 def html(document: dict[str, Any]) -> str:
     """The whole page, without any asset outside it."""
     runs = Runs(document["runs"])
-    facts = document["facts"]
+    facts, command = document["facts"], escape(document["command"])
     body = "\n".join(
         [
             "<h1>dgproxy beside nginx and HAProxy</h1>",
-            f"<p class=dim>{escape(facts['date'])}, {_rounds(runs)}. <code>{escape(document['command'])}</code></p>",
+            f"<p class=dim>{escape(facts['date'])}, {_rounds(runs)}{_whole(document)}. <code>{command}</code></p>",
             f"<p>{_HOW}</p>",
             "<h2>What must be reached, and is aimed at</h2>",
             _goals(runs),
@@ -56,6 +56,10 @@ def _rounds(runs: Runs) -> str:
     return f"{count} rounds" if count != 1 else "one round, which shows no spread"
 
 
+def _whole(document: dict[str, Any]) -> str:
+    return ", <span class=bad>interrupted before its end</span>" if document.get("interrupted") else ""
+
+
 def _table(head: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
     lines = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     first = "".join(f"<th>{cell}</th>" for cell in head)
@@ -67,9 +71,9 @@ def _goals(runs: Runs) -> str:
         for goal in GOALS:
             verdict, found = goal.verdict(runs)
             figure = "" if found is None else f"{found.median:.2f}<small>{found.least:.2f}-{found.most:.2f}</small>"
-            yield escape(goal.name), escape(goal.bounds), figure, f"<span class={_CLASSES[verdict]}>{verdict}</span>"
+            yield escape(goal.name), figure, f"<span class={_CLASSES[verdict]}>{verdict}</span>", escape(goal.bounds)
 
-    return _table(["", "must, aim", "measured", ""], rows())
+    return _table(["", "measured", "reached", "must, aim"], rows())
 
 
 def _pictures(runs: Runs) -> Iterator[str]:
@@ -78,8 +82,10 @@ def _pictures(runs: Runs) -> Iterator[str]:
         yield f"<figure>{pictures.percentiles(runs, 'streams')}</figure>"
     for title, wanted, figure, label in (
         ("CPU of a round trip", ("streams", "plain", "saturate"), "cpu", "CPU of the proxy, µs each"),
+        ("CPU of a GiB", ("upload", "download"), "cpu_gib", "CPU of the proxy, s a GiB"),
         ("Throughput", ("saturate", "upload", "download"), "speed", "MB/s"),
         ("Rates", ("handshake", "resume", "requests"), "rate", "a second"),
+        ("Rates by CPU", ("handshake", "resume", "requests"), "core", "in a second of the proxy's CPU"),
         ("Memory of an idle stream", ("idle",), "memory", "KiB a stream, resident and its own"),
     ):
         there = [name for name in wanted if runs.servers(name)]
@@ -88,7 +94,8 @@ def _pictures(runs: Runs) -> Iterator[str]:
             yield f"<figure>{pictures.bars(runs, there, figure, label)}</figure>"
     if runs.variants("scale"):
         yield "<h2>By number of streams</h2>"
-        for figure, label in (("cpu", "CPU of a round trip, µs"), ("p99", "p99 from when it was due, µs")):
+        of_latency = ((name, f"{name} from when it was due, µs") for name in ("p50", "p99"))
+        for figure, label in (("cpu", "CPU of a round trip, µs"), *of_latency):
             yield f"<figure>{pictures.by_count(runs, 'scale', figure, label)}</figure>"
 
 
@@ -145,8 +152,10 @@ def main(arguments: Sequence[str]) -> int:
     args = parser.parse_args(arguments)
     try:
         page = html(json.loads(args.json.read_text()))
-    except (OSError, ValueError, KeyError) as error:
-        parser.error(f"{args.json} is no result of the bench: {error}")
+    except OSError as error:
+        parser.error(str(error))
+    except (ValueError, KeyError, TypeError) as error:
+        parser.error(f"{args.json} is no result of the bench beside nginx: {error!r}")
     output = args.output or args.json.with_suffix(".html")
     output.write_text(page, encoding="utf-8")
     print(output, file=sys.stdout)

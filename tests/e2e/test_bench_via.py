@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -82,3 +83,29 @@ def test_nothing_to_reach_is_told_in_a_line(proxy: Proxy) -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("bench: nothing to reach at 127.0.0.1:")
     assert "Traceback" not in done.stderr
+
+
+def test_what_was_measured_before_ctrl_c_is_told(proxy: Proxy, tmp_path: Path) -> None:
+    written = tmp_path / "via.json"
+    rest = ["--streams", "1", "--seconds", "1", "--rounds", "100", "--json", str(written)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench", "streams", "--via", proxy.base_url, "--ca", str(proxy.ca), *rest],
+        env={**os.environ, "DGPROXY_BENCH_KEY": proxy.key},
+        cwd=REPOSITORY,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as running:
+        assert running.stderr is not None
+        for line in running.stderr:
+            if line.startswith("round 2/100"):
+                running.send_signal(signal.SIGINT)
+                break
+        out, err = running.communicate(timeout=20)
+    assert running.returncode == 130, out + err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert "streams: live streams" in out
+    document = json.loads(written.read_text())
+    assert document["interrupted"] is True
+    assert [row["round"] for row in document["runs"]] == [1]

@@ -2,13 +2,15 @@
 
 import json
 import re
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, strategies as st
 
-from bench import compare, report
+from bench import compare, pictures, report
 from bench.goals import GOALS, NATIVE, Goal, Verdict
 from bench.runs import BASE, DIRECT, Runs, Spread
 
@@ -137,6 +139,69 @@ def test_compare_says_what_became_worse_and_exits_so(tmp_path: Path, capsys: pyt
     assert compare.main([str(old), str(new)]) == 2
 
 
+def compared(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> dict[tuple[str, str], str]:
+    lines = compare.changes(document(*old), document(*new))
+    return {(line["server"], line["figure"]): line["verdict"] for line in lines}
+
+
+def test_what_the_generator_limited_is_compared_by_cpu_alone() -> None:
+    good = [row(1, BASE, cpu=10.0, p99=1.0), row(1, NATIVE, cpu=9.0, p99=1.0)]
+    limited = [row(1, BASE, valid=False, cpu=10.0, p99=9.0), row(1, NATIVE, cpu=9.0, p99=1.0)]
+    assert compared(good, limited) == compared(limited, good) == {(NATIVE, "cpu"): "same"}
+
+
+def test_a_run_that_lost_something_is_a_step_back_and_none_to_measure_by() -> None:
+    good = [row(1, BASE, cpu=10.0), row(1, NATIVE, cpu=9.0)]
+    lost = [row(1, BASE, cpu=10.0), {**row(1, NATIVE, cpu=1.0), "faults": ["1 lost"]}]
+    unstarted = [row(1, BASE, cpu=10.0), {**row(1, NATIVE), "faults": ["does not start"]}]
+    assert compared(good, lost) == compared(good, unstarted) == {(NATIVE, "cpu"): "broken"}
+    assert compared(lost, good) == {}
+
+
+def test_another_servers_ratio_is_no_step_back_of_ours() -> None:
+    old = [row(1, BASE, cpu=10.0), row(1, "haproxy", cpu=9.0)]
+    new = [row(1, BASE, cpu=10.0), row(1, "haproxy", cpu=19.0)]
+    assert compared(old, new) == {("haproxy", "cpu"): "moved"}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"runs": []}', '{"runs": [1], "scenarios": [], "facts": {}}', "7"])
+@pytest.mark.parametrize("command", [compare.main, report.main])
+def test_what_is_no_result_is_told_in_a_line(
+    command: Callable[[list[str]], int], text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stored = tmp_path / "run.json"
+    stored.write_text(text)
+    files = [str(stored)] * (2 if command is compare.main else 1)
+    for arguments in (files, [str(tmp_path / "nowhere")] * len(files)):
+        with pytest.raises(SystemExit, match=r"^2$"):
+            sys.exit(command(arguments))
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_the_aim_of_saturation_asks_for_haproxys_speed_as_well() -> None:
+    goal = next(goal for goal in GOALS if goal.beside)
+    assert goal.bounds == ">= 1.5, >= 2.5 and haproxy's"
+
+    def verdict(haproxy: float, **more: Any) -> Verdict:
+        speeds = {BASE: 10.0, NATIVE: 30.0, "haproxy": haproxy}
+        rows = [row(1, server, "saturate", speed=speed) for server, speed in speeds.items()]
+        return goal.verdict(Runs([*rows[:2], {**rows[2], **more}]))[0]
+
+    assert verdict(30.0) is Verdict.AIM
+    assert verdict(31.0) is Verdict.MUST
+    assert verdict(30.0, valid=False) is Verdict.MUST  # haproxy's own speed is not known
+
+
+def test_a_bar_that_was_the_generators_limit_is_hatched() -> None:
+    def drawn(figure: str, *, valid: bool) -> int:
+        rows = [row(1, BASE, valid=valid, cpu=5.0, p99=5.0), row(1, NATIVE, cpu=5.0, p99=5.0)]
+        return pictures.bars(Runs(rows), ["streams"], figure, "what").count("<pattern")
+
+    assert drawn("p99", valid=True) == 0
+    assert drawn("p99", valid=False) == 1
+    assert drawn("cpu", valid=False) == 0  # its own CPU it is, whatever the generator did
+
+
 def test_the_report_is_one_page_with_every_figure_and_nothing_from_elsewhere(tmp_path: Path) -> None:
     rows = [row(n, server, cpu=n + 0.5, p99=7.0) for n in (1, 2) for server in (BASE, NATIVE, "haproxy", DIRECT)]
     stored = tmp_path / "run.json"
@@ -144,6 +209,10 @@ def test_the_report_is_one_page_with_every_figure_and_nothing_from_elsewhere(tmp
     assert report.main([str(stored)]) == 0
     page = stored.with_suffix(".html").read_text()
     assert page.count("<svg") == 2  # latency and CPU; nothing else was measured
+    assert page.count('<svg role="img" aria-label="') == 2
+    assert "interrupted" not in page
+    assert "interrupted" in report.html(document(*rows) | {"interrupted": True})
+    assert "#000000" not in page  # ink is the page's own, dark or light
     assert "2.0<small>1.5-2.5</small>" in page
     assert "WSS &amp; more" in page
     assert "&lt;fast&gt;" in page
