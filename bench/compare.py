@@ -1,13 +1,16 @@
 """Two results side by side: what became worse.
 
 Rules of this file: only ratios to nginx of the same run are compared, since the machine may be another one today; a
-figure is worse where its ratio moved the wrong way by more than both runs' own spread and a twentieth. Where a run was
-the generator's limit only what the CPU did is compared. Where the old one lost something nothing is; where the new one
-did, that alone is a step back. Other servers' ratios are shown: they tell how much such ratios move by themselves.
+figure is worse where its ratio moved the wrong way by more than both runs' spreads together and a twentieth. Ranges
+that merely lie apart are not enough: of three rounds each, one pair in twenty does by chance, and a run has 200
+figures. Of fewer rounds than three nothing is judged. Where a run was the generator's limit only what the CPU did is
+compared. Where the old one lost something nothing is; where the new one did, that alone is a step back. Other
+servers' ratios are shown: they tell how much such ratios move by themselves.
 """
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -21,13 +24,15 @@ from bench.runs import BASE, OF_THE_PROXY, Runs, Spread
 from bench.servers import NAMES
 
 OURS: Final = (NAMES["native"], NAMES["pure"])
+ROUNDS: Final = 3  # of each run, or there is no spread to speak of
 NOISE: Final = 0.05  # of a ratio, whatever the spread
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[dict[str, Any]]:
     """A line for each figure that both have, with `verdict`.
 
-    That is better, worse or same; broken, if the new run lost something; moved, if it is another server's.
+    That is better, worse or same; broken, if the new run lost something; moved, if it is another server's; unclear,
+    if it moved and there were too few rounds.
     """
     before, after = Runs(old["runs"]), Runs(new["runs"])
     lines = []
@@ -40,9 +45,9 @@ def changes(old: dict[str, Any], new: dict[str, Any]) -> list[dict[str, Any]]:
             for figure in scenario["figures"]:
                 was = before.ratio(name, server, figure["name"], variant=variant)
                 now = after.ratio(name, server, figure["name"], variant=variant)
-                if was is None or not _sound(before, name, variant, server, figure):
+                if was is None or was.least <= 0 or not _sound(before, name, variant, server, figure):
                     continue
-                if not broken and (now is None or not _sound(after, name, variant, server, figure)):
+                if not broken and (now is None or now.least <= 0 or not _sound(after, name, variant, server, figure)):
                     continue
                 moved = verdict(was, now, less_is_better=figure["less_is_better"]) if now and not broken else "broken"
                 lines.append(
@@ -65,17 +70,16 @@ def _sound(runs: Runs, scenario: str, variant: str, server: str, figure: dict[st
 
 def verdict(was: Spread, now: Spread, *, less_is_better: bool) -> str:
     """Whether a ratio became better or worse by more than noise."""
-    if not less_is_better:
-        was, now = _turned(was), _turned(now)
-    if now.median > was.median * (1 + NOISE) and now.least > was.most:
-        return "worse"
-    if now.median * (1 + NOISE) < was.median and now.most < was.least:
-        return "better"
-    return "same"
+    moved = math.log(now.median / was.median)
+    if abs(moved) <= max(math.log1p(NOISE), _width(was) + _width(now)):
+        return "same"
+    if min(was.rounds, now.rounds) < ROUNDS:
+        return "unclear"
+    return "worse" if (moved > 0) is less_is_better else "better"
 
 
-def _turned(spread: Spread) -> Spread:
-    return Spread(1 / spread.median, 1 / spread.most, 1 / spread.least, spread.rounds)
+def _width(spread: Spread) -> float:
+    return math.log(spread.most / spread.least)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -104,5 +108,7 @@ def main(arguments: Sequence[str]) -> int:
     if shown.row_count:
         console.print(shown)
     worse = sum(line["verdict"] in ("worse", "broken") for line in lines)
-    console.print(f"{len(lines)} figures compared, {worse} worse")
+    few = sum(line["verdict"] == "unclear" for line in lines)
+    told = f", {few} moved, but fewer than {ROUNDS} rounds tell nothing" if few else ""
+    console.print(f"{len(lines)} figures compared, {worse} worse{told}")
     return 2 if not lines else 1 if worse else 0

@@ -108,7 +108,7 @@ spreads = st.lists(st.floats(0.1, 10), min_size=1, max_size=5).map(
 def test_two_results_are_judged_the_same_from_either_end(was: Spread, now: Spread, less: bool) -> None:  # noqa: FBT001
     there = compare.verdict(was, now, less_is_better=less)
     back = compare.verdict(now, was, less_is_better=less)
-    assert {there, back} in ({"same"}, {"better", "worse"})
+    assert {there, back} in ({"same"}, {"better", "worse"}, {"unclear"})
     assert compare.verdict(was, was, less_is_better=less) == "same"
 
 
@@ -124,17 +124,29 @@ def test_only_what_moved_by_more_than_the_spread_is_worse() -> None:
     assert verdict(1.01, 1.21, 1.22) == "same"
     assert verdict(1.03, 1.03, 1.03) == "same"
     assert verdict(0.8, 0.8, 0.8) == "better"
+    assert verdict(1.03, 1.10, 1.16) == "same"  # apart, but nearer than both are wide
+    assert verdict(1.2, 1.22) == "unclear"
+    assert verdict(1.03, 1.02) == "same"
 
 
 def test_compare_says_what_became_worse_and_exits_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     old, new = tmp_path / "old.json", tmp_path / "new.json"
-    old.write_text(json.dumps(document(row(1, BASE, cpu=10.0, p99=1.0), row(1, NATIVE, cpu=9.0, p99=1.0))))
-    new.write_text(json.dumps(document(row(1, BASE, cpu=10.0, p99=1.0), row(1, NATIVE, cpu=12.0, p99=1.0))))
+
+    def stored(cpu: float, rounds: int = 3) -> str:
+        servers = {BASE: 10.0, NATIVE: cpu}
+        rows = [row(n, server, cpu=each, p99=1.0) for n in range(rounds) for server, each in servers.items()]
+        return json.dumps(document(*rows))
+
+    old.write_text(stored(9.0))
+    new.write_text(stored(12.0))
     assert compare.main([str(old), str(new)]) == 1
     said = capsys.readouterr().out
     assert "2 figures compared, 1 worse" in said
     assert re.search(r"streams +dgproxy, native pump +cpu +0\.90 +1\.20 +worse", said)
     assert compare.main([str(new), str(old)]) == 0
+    new.write_text(stored(12.0, rounds=1))
+    assert compare.main([str(old), str(new)]) == 0
+    assert "2 figures compared, 0 worse, 1 moved" in capsys.readouterr().out
     new.write_text(json.dumps(document()))
     assert compare.main([str(old), str(new)]) == 2
 
