@@ -70,7 +70,7 @@ def _sound(runs: Runs, scenario: str, variant: str, server: str, figure: dict[st
 
 def verdict(was: Spread, now: Spread, *, less_is_better: bool) -> str:
     """Whether a ratio became better or worse by more than noise."""
-    moved = math.log(now.median / was.median)
+    moved = math.log(now.median) - math.log(was.median)  # to the bit the same from either end
     if abs(moved) <= max(math.log1p(NOISE), _width(was) + _width(now)):
         return "same"
     if min(was.rounds, now.rounds) < ROUNDS:

@@ -149,6 +149,9 @@ class Endpoint:
                 raise Lost(Cause.TLS) from error
             except OSError as error:
                 raise Lost(Cause.RESET) from error
+        if held:  # nothing goes back with which the client's Finished would be acknowledged, and Nagle waits for that
+            with contextlib.suppress(OSError):  # it is gone, or no TCP: whoever reads next is told
+                self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         self._recv = partial(connection.read, CHUNK)
         self._send = self._send_first if held else connection.write
         self._pending = connection.pending

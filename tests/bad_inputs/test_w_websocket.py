@@ -322,10 +322,10 @@ def test_w8_ten_thousand_pings_are_answered_in_order(proxy: Proxy, upstream: Ups
     grown = workers(proxy)
     with RawStream(proxy, key) as stream:
         pings = [b"%d" % number for number in range(10_000)]
-        sending = threading.Thread(target=stream.send, args=[frame(PING, payload) for payload in pings])
-        sending.start()
+        # Not in a thread of its own: Python's ssl (before 3.13) breaks where one reads while another writes, and the
+        # kernel's buffers hold all of this.
+        stream.send(*(frame(PING, payload) for payload in pings))
         assert [stream.frame() for _ in pings] == [(0x80 | PONG, payload) for payload in pings]
-        sending.join(PATIENCE)
         stream.send(close(1000))
         assert stream.close_code() == 1000
     assert workers(proxy) - grown < FLAT

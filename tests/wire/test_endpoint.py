@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import errno
+import fcntl
 import math
 import os
 import random
 import socket
 import ssl
 import sys
+import termios
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
@@ -394,6 +396,8 @@ def test_a_session_ticket_comes_with_the_first_answer_and_not_while_a_client_may
         endpoint, peer, _ = await pair(secure=True)
         with pytest.raises(BlockingIOError):
             peer.sock.recv(1)
+        # But its last bytes are acknowledged: Nagle would keep the request back until they are, for 40 ms.
+        assert fcntl.ioctl(peer.sock, termios.TIOCOUTQ, bytes(4)) == bytes(4)
         await peer.send(b"request")
         assert await endpoint.read(LONG) == b"request"
         with pytest.raises(BlockingIOError):
