@@ -16,12 +16,12 @@ from typing import Final
 
 from dgproxy.net import pump
 from dgproxy.net.endpoint import CHUNK, Endpoint
-from dgproxy.net.pipes import Pipe, Pipes
+from dgproxy.net.pipes import SPAN, Pipe, Pipes
 from dgproxy.net.splice import Splicer
 from dgproxy.net.tls import WOULD_BLOCK
 from dgproxy.wire.frames import Tracker
 
-AN_EVENT: Final = 4 * CHUNK  # bytes that a pump passes on in one event at most
+AN_EVENT: Final = max(4 * CHUNK, SPAN)  # bytes that a pump passes on in one event at most: ROUNDS in _pump.c, or a pipe
 _ENDLESS: Final = 1 << 62  # to the pump's tracker, all of it is the payload of one frame
 
 

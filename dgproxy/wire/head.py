@@ -57,6 +57,9 @@ class Head(msgspec.Struct, frozen=True):
     expects_continue: bool
     upgrade: bytes | None  # the Upgrade header in lower case
 
+    def __repr__(self) -> str:
+        return f"Head({self.method!r}, {len(self.raw)} bytes)"  # the rest may be, or hold, a credential
+
     @property
     def has_body(self) -> bool:
         """Whether bytes of a body follow."""

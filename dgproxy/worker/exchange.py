@@ -209,6 +209,7 @@ class Exchange:
             self._meter.bytes_in += len(early)
             self._downstream.skip(len(early))
             if not await self._pass_on(early):
+                client.watch(on_gone=upstream.abort)
                 return Poured.REFUSED
         least = self._downstream.to_come - AN_EVENT
         pour = Pour(asyncio.get_running_loop(), client, upstream, self._buffer, least, self._pipes)

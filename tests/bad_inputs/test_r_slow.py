@@ -95,6 +95,8 @@ BODIES: Final = {
         "The request body arrived too slowly.",
     ),
     "R1 body, none": (b"Content-Length: 5000", b"", "The request body arrived too slowly."),
+    "R1 long body, a byte at a time": (b"Content-Length: 50000000", b"a", "The request body arrived too slowly."),
+    "R1 long body, none": (b"Content-Length: 50000000", b"", "The request body arrived too slowly."),
 }
 
 
@@ -133,10 +135,11 @@ def test_r1_an_honest_slow_upload_survives_however_long_it_takes(impatient: Prox
     assert_well(impatient)
 
 
-def test_r1_without_a_minimum_a_body_may_drip_but_not_stop(new_proxy: NewProxy) -> None:
+@pytest.mark.parametrize("length", [5000, 50_000_000])
+def test_r1_without_a_minimum_a_body_may_drip_but_not_stop(new_proxy: NewProxy, length: int) -> None:
     settings = {"timeouts__minimum_upload_rate": '"0/s over 30s"'}
     with impatient_before(new_proxy, swallow, **settings) as proxy, connect(proxy) as client:
-        send(client, proxy, post(b"Content-Length: 5000"))
+        send(client, proxy, post(b"Content-Length: %d" % length))
         assert drip(client, bytes(30))
         client.settimeout(SOON)
         said = read_answer(client)
@@ -168,6 +171,24 @@ def test_r1_what_an_upstream_takes_slowly_is_not_held_against_the_client(new_pro
         said = read_answer(client)
         assert said.status == 200
         assert said.body == b"%d" % size
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: 50000000", b"Transfer-Encoding: chunked"])
+def test_an_upstream_that_takes_no_more_of_a_body_is_given_up_with_a_504(new_proxy: NewProxy, framing: bytes) -> None:
+    over = threading.Event()
+
+    def deaf(sock: socket.socket, _: bytes) -> None:  # whose socket must outlive it
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        over.wait(PATIENCE)
+
+    piece = bytes(65536) if framing.startswith(b"Content") else b"10000\r\n" + bytes(65536) + b"\r\n"
+    with impatient_before(new_proxy, deaf) as proxy, connect(proxy) as client:
+        send(client, proxy, post(framing))
+        try:
+            assert full(client, piece) < 50_000_000
+            proxy.stderr.wait_for(is_event("request.refused", status=504, detail="takes no more of the body"), SOON)
+        finally:
+            over.set()
 
 
 # --- R2: what is never read ------------------------------------------------------------------------------------------

@@ -176,6 +176,17 @@ def test_a_body_that_h11_would_frame_otherwise_is_refused_at_its_head(line: byte
         assert Downstream.begin(msgspec.structs.replace(head, raw=raw)) is BAD_FRAMING
 
 
+def test_h11_is_asked_once_for_one_head_and_anew_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    head, bad = (judge(b"GET / HTTP/1.1\r\nHost: " + name + b"\r\n\r\n") for name in (b"dg", b"other"))
+    assert isinstance(head, Head)
+    assert isinstance(bad, Head)
+    assert isinstance(Downstream.begin(head), Downstream)
+    monkeypatch.setattr("h11.Connection.next_event", lambda _: None)  # it would agree with nothing any more
+    assert isinstance(Downstream.begin(head, head), Downstream)
+    assert Downstream.begin(bad, head) is BAD_FRAMING
+    assert Downstream.begin(msgspec.structs.replace(head), head) is BAD_FRAMING
+
+
 def test_f31_a_100_is_sent_once_and_only_to_who_waits_for_it() -> None:
     exchange = downstream(b"Content-Length: 5", b"Expect: 100-continue")
     assert exchange.proceed() == b"HTTP/1.1 100 Continue\r\n\r\n"

@@ -446,3 +446,12 @@ def test_a_refusal_holds_nothing_of_what_was_sent() -> None:
         refusal = judge(raw.replace(b"dg", b"sentinel"))
         assert isinstance(refusal, Refusal)
         assert not re.search("sentinel|other", refusal.message)
+
+
+def test_no_credential_is_in_what_a_head_shows_of_itself() -> None:
+    raw = of(b"Authorization: Token secret", first=b"GET /secret?token=secret HTTP/1.1")
+    head = judge(raw)
+    assert isinstance(head, Head)
+    assert "secret" not in repr(head)
+    assert "secret" not in repr([head])
+    assert "secret" not in str(head)

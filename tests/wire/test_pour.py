@@ -141,6 +141,24 @@ def test_what_is_poured_and_what_is_read_after_it_are_the_body(
 
 
 @each_way
+@pytest.mark.parametrize("least", [1, 100_000, 1_000_000])
+def test_no_more_than_an_events_bytes_go_past_what_was_asked_for(way: Way, least: int) -> None:
+    """What comes behind them may be another request, which nobody would have judged."""
+
+    async def work() -> None:
+        async with rig(way) as made:
+            sending = asyncio.ensure_future(made.client.send(bytes(least + 4 * AN_EVENT)))
+            reading = asyncio.ensure_future(read_at_least(made.upstream, least))
+            pour = made.pour(least)
+            assert await outcome(pour) is Poured.ENOUGH
+            assert least <= pour.count <= least + AN_EVENT
+            await reading
+            sending.cancel()
+
+    run(work)
+
+
+@each_way
 def test_a_sink_that_takes_nothing_stops_the_source_and_is_seen_to(way: Way) -> None:
     async def work() -> None:
         async with rig(way, buffer=SMALL) as made:
