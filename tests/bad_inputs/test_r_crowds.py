@@ -249,6 +249,7 @@ def deaf() -> Iterator[str]:
             sock.close()
 
 
+RECORD: Final = 16 * 1024  # bytes of a TLS record: what a stalled upload holds, now and then less of it
 CROWD: Final = {  # one that leaves with bytes of its own unread is known to have left after stream_idle
     **IMPATIENT,
     "timeouts.stream_idle": '"10s"',
@@ -266,7 +267,7 @@ def stall(proxy: Proxy, key: str) -> ssl.SSLSocket:
     client.settimeout(0)
     with contextlib.suppress(ssl.SSLWantWriteError, ConnectionError, ssl.SSLEOFError):
         for _ in range(20):
-            client.send(bytes(16_384))
+            client.send(bytes(RECORD))
     client.settimeout(PATIENCE)
     return client
 
@@ -322,7 +323,7 @@ def test_r5_a_busy_upload_outlives_the_stalled_ones(new_proxy: NewProxy) -> None
         try:
             until("an upload went through", lambda: uploads or honest.done())
             with contextlib.ExitStack() as staying:
-                for _ in range(60):
+                for _ in range(2 * MIB // RECORD):
                     staying.enter_context(stall(proxy, proxy.key))
                 proxy.stderr.wait_for(is_event("worker.shed"), SOON)
                 seen = uploads
