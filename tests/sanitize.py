@@ -1,4 +1,4 @@
-"""`python -m tests.sanitize`: the native pump, built with AddressSanitizer and UBSan, under all its tests and fuzzed.
+"""`python -m tests.sanitize`: the native pump and poll, built with AddressSanitizer and UBSan, under all their tests.
 
 Exit status is not 0 if a test fails or a sanitizer speaks. Needs gcc with its sanitizers, and Python's headers.
 """
@@ -12,17 +12,18 @@ from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
-SOURCE: Final = ROOT / "dgproxy" / "net" / "_pump.c"
+MODULES: Final = ("_pump", "_poll")
 SANITIZERS: Final = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-fno-omit-frame-pointer")
-TESTS: Final = ("test_pump.py", "test_relay.py", "test_relay_frames.py", "test_relay_machine.py")
+TESTS: Final = ("test_pump.py", "test_poll.py", "test_relay.py", "test_relay_frames.py", "test_relay_machine.py")
 EXAMPLES: Final = "20000"  # of test_pump's conversations: the fuzzing
-# Puts the sanitized build in the other's place, in every process that is started.
+# Puts the sanitized builds in the others' place, in every process that is started.
 SITE: Final = """
 import importlib.machinery, importlib.util, sys
-loader = importlib.machinery.ExtensionFileLoader("dgproxy.net._pump", {path!r})
-module = importlib.util.module_from_spec(importlib.util.spec_from_loader("dgproxy.net._pump", loader))
-loader.exec_module(module)
-sys.modules["dgproxy.net._pump"] = module
+for name, path in {paths!r}.items():
+    loader = importlib.machinery.ExtensionFileLoader("dgproxy.net." + name, path)
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader("dgproxy.net." + name, loader))
+    loader.exec_module(module)
+    sys.modules["dgproxy.net." + name] = module
 """
 
 
@@ -34,7 +35,7 @@ def _library(name: str) -> str:
 def main() -> int:
     """Builds, then runs the tests with it."""
     with tempfile.TemporaryDirectory() as directory:
-        built = Path(directory) / "_pump.so"
+        built = {name: str(Path(directory) / f"{name}.so") for name in MODULES}
         include = sysconfig.get_paths()["include"]
         flags = [
             "-g",
@@ -48,8 +49,10 @@ def main() -> int:
             "-fPIC",
             *SANITIZERS,
         ]
-        subprocess.run(["gcc", *flags, f"-I{include}", str(SOURCE), "-o", str(built)], check=True)
-        (Path(directory) / "sitecustomize.py").write_text(SITE.format(path=str(built)))
+        for name, path in built.items():
+            source = str(ROOT / "dgproxy" / "net" / f"{name}.c")
+            subprocess.run(["gcc", *flags, f"-I{include}", source, "-o", path], check=True)
+        (Path(directory) / "sitecustomize.py").write_text(SITE.format(paths=built))
         environment = {
             **os.environ,
             "LD_PRELOAD": f"{_library('libasan.so')} {_library('libubsan.so')}",

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from dgproxy.net import libssl, tls
+from dgproxy.net import libssl, poll, tls
 from dgproxy.net.budget import Budget, unbounded
 
 CHUNK: Final = 64 * 1024  # bytes a read; a TLS record holds 16 KiB at most
@@ -67,6 +67,7 @@ class Endpoint:
         "_lost",
         "_on_gone",
         "_pending",
+        "_poll",
         "_read_since",
         "_reading",
         "_reads_on",
@@ -95,6 +96,7 @@ class Endpoint:
         self._loop = loop
         self.sock = sock
         self.fd: Final = sock.fileno()
+        self._poll: Final = poll.make(loop, self.fd)
         self.peer: Final = peer
         self._tls: tls.Connection | None = None
         self._recv: Callable[[], bytes] = partial(sock.recv, CHUNK)
@@ -142,9 +144,9 @@ class Endpoint:
                 connection.do_handshake()
                 break
             except tls.WantRead:
-                await self._once(self._loop.add_reader, self._loop.remove_reader, deadline - self._loop.time())
+                await self._once(self._poll.read, deadline - self._loop.time())
             except tls.WantWrite:
-                await self._once(self._loop.add_writer, self._loop.remove_writer, deadline - self._loop.time())
+                await self._once(self._poll.write, deadline - self._loop.time())
             except tls.TlsError as error:
                 raise Lost(Cause.TLS) from error
             except OSError as error:
@@ -315,12 +317,12 @@ class Endpoint:
     def _start_reading(self) -> None:
         if not self._reading and not self.gone and self._size < EARLY:
             self._reading = True
-            self.call_when_readable(self._on_readable)
+            self._poll.read(self._on_readable)
 
     def _stop_reading(self) -> None:
         if self._reading:
             self._reading = False
-            self._loop.remove_reader(self.fd)
+            self._poll.read(None)
 
     # --- writing --------------------------------------------------------------------------------------------------
 
@@ -341,7 +343,7 @@ class Endpoint:
                 self.waits(size)
                 self._torn = True
                 try:
-                    await self._once(self._loop.add_writer, self._loop.remove_writer, timeout)
+                    await self._once(self._poll.write, timeout)
                     self._torn = False
                 finally:
                     if not self._closed:  # else it was given back then
@@ -365,20 +367,19 @@ class Endpoint:
         try:
             self.sock.connect(address)
         except BlockingIOError:
-            await self._once(self._loop.add_writer, self._loop.remove_writer, timeout)
+            await self._once(self._poll.write, timeout)
             code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 raise Lost(Cause.RESET, f"errno {code}") from OSError(code, "connect")
         except OSError as error:
             raise Lost(Cause.RESET) from error
 
-    async def _once(self, add: Any, remove: Any, timeout: float) -> None:
+    async def _once(self, ask: Callable[[poll.Callback | None], None], timeout: float) -> None:
         """Waits until the fd is ready once; Lost(TIMEOUT) if it is not in time."""
         if self._closed:
             raise Lost(Cause.CLOSED)
         self._ready = waiter = self._loop.create_future()
-        remove(self.fd)  # as for call_when_readable
-        add(self.fd, _settle, waiter)
+        ask(partial(_settle, waiter))
         timer = self._loop.call_later(max(timeout, 0), _settle, waiter, Lost(Cause.TIMEOUT))
         try:
             await waiter
@@ -386,7 +387,7 @@ class Endpoint:
             timer.cancel()
             self._ready = None
             if not self._closed:
-                remove(self.fd)
+                ask(None)
 
     # --- hand-over and end ----------------------------------------------------------------------------------------
 
@@ -416,19 +417,13 @@ class Endpoint:
             return self.fd, libssl.pointer(self._tls), self._tls
         return self.fd, 0, self.sock
 
-    def call_when_readable(self, callback: Callable[[], object]) -> None:
-        """Has the loop call this, and nobody else, when there is something to read.
+    def call_when_readable(self, callback: poll.Callback | None) -> None:
+        """Has the loop call this, and nobody else, when there is something to read; None: nobody."""
+        self._poll.read(callback)
 
-        Of a connection that was reset libuv tells once; uvloop then keeps a dead handle for its fd, and refuses every
-        other callback until the old one is taken off.
-        """
-        self._loop.remove_reader(self.fd)
-        self._loop.add_reader(self.fd, callback)
-
-    def call_when_writable(self, callback: Callable[[], object]) -> None:
-        """Has the loop call this, and nobody else, when there is room to write."""
-        self._loop.remove_writer(self.fd)
-        self._loop.add_writer(self.fd, callback)
+    def call_when_writable(self, callback: poll.Callback | None) -> None:
+        """The same, when there is room to write."""
+        self._poll.write(callback)
 
     @property
     def reset(self) -> bool:
@@ -495,7 +490,7 @@ class Endpoint:
             except BlockingIOError:
                 try:
                     wait = min(idle, deadline - self._loop.time())
-                    await self._once(self._loop.add_reader, self._loop.remove_reader, wait)
+                    await self._once(self._poll.read, wait)
                 except Lost:
                     return
                 continue
@@ -537,8 +532,7 @@ class Endpoint:
         self.waits(-self._writing)
         self._stop_reading()
         self._on_gone = None
-        self._loop.remove_reader(self.fd)
-        self._loop.remove_writer(self.fd)
+        self._poll.close()
         self.sock.close()
         self._tls = None
         # OpenSSL knows the number only, which is the next connection's: nothing may be left that leads to it.

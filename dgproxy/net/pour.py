@@ -133,7 +133,7 @@ class Pour:
 
     def _wait_with(self, rest: memoryview | Pipe) -> None:
         self._kept = rest
-        self._loop.remove_reader(self._source.fd)
+        self._source.call_when_readable(None)
         self._sink.call_when_writable(self._on_writable)
         self._sink.waits(len(rest))
 
@@ -177,7 +177,7 @@ class Pour:
             return
         self._sink.waits(-before)
         self._kept = None
-        self._loop.remove_writer(self._sink.fd)
+        self._sink.call_when_writable(None)
         if self._pump.count >= self._least:
             self._end(Poured.ENOUGH)
         else:
@@ -193,10 +193,10 @@ class Pour:
         self._outcome = outcome
         self._pump.stop()
         if not self._source.closed:  # else its number may be another's already
-            self._loop.remove_reader(self._source.fd)
+            self._source.call_when_readable(None)
             self._source.lend(None)
         if not self._sink.closed:
-            self._loop.remove_writer(self._sink.fd)
+            self._sink.call_when_writable(None)
             self._sink.lend(None)
             if self._kept is not None:
                 self._sink.waits(-len(self._kept))

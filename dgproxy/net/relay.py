@@ -135,8 +135,8 @@ class Direction:
 
     def stop(self) -> None:
         """Leaves nothing in the loop."""
-        self._loop.remove_reader(self._source.fd)
-        self._loop.remove_writer(self._sink.fd)
+        self._source.call_when_readable(None)
+        self._sink.call_when_writable(None)
         self._paused = True
         self._pump.stop()
         self._forget_pending()
@@ -319,7 +319,7 @@ class Direction:
     def _pause(self) -> None:
         if not self._paused:
             self._paused = True
-            self._loop.remove_reader(self._source.fd)
+            self._source.call_when_readable(None)
 
     # --- the sink ---------------------------------------------------------------------------------------------------
 
@@ -369,7 +369,7 @@ class Direction:
                 self.refused()
                 return
         self._forget_pending()
-        self._loop.remove_writer(self._sink.fd)
+        self._sink.call_when_writable(None)
         if self._behind is not None:
             behind, self._behind = self._behind, None
             self._close_with(behind)
@@ -433,7 +433,7 @@ class Direction:
         """The sink takes no more; what it has sent may still be on its way, so only this direction ends."""
         self._pause()
         self._forget_pending()
-        self._loop.remove_writer(self._sink.fd)
+        self._sink.call_when_writable(None)
         self._behind = self._finish = None
         if not self._shut:
             self.done = True

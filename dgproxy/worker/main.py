@@ -14,9 +14,8 @@ import signal
 import socket
 import sys
 import time
+from functools import partial
 from typing import Any, Final
-
-import uvloop
 
 from dgproxy import events, ids, ipc
 from dgproxy.access.cors import Cors
@@ -24,7 +23,7 @@ from dgproxy.access.keys import Pepper, Table
 from dgproxy.access.limits import Slot
 from dgproxy.config import Config, private_key_path
 from dgproxy.logs import Log
-from dgproxy.net import relay, tls
+from dgproxy.net import poll, pump, relay, tls
 from dgproxy.net.budget import Budget
 from dgproxy.net.channel import Channel
 from dgproxy.net.endpoint import Endpoint
@@ -341,7 +340,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, ())  # the supervisor blocked them until they are ignored
     sock = socket.socket(fileno=int(sys.argv[1]))
     os.set_inheritable(sock.fileno(), False)  # noqa: FBT003
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=partial(poll.new_event_loop, native=pump.form() == "native")) as runner:
         code = runner.run(_serve(sock))
     sys.exit(code)
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from dgproxy import bootstrap
 from dgproxy.net import tls
+from dgproxy.net.poll import Callback, Loop, Poll
 
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: close() sends RST
 
@@ -197,12 +198,14 @@ class Peer:
 
 
 class Watched:
-    """A loop that knows which file descriptors it was asked to watch."""
+    """A loop that knows which file descriptors it was asked to watch, by either form of poll."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self.readers: set[int] = set()
         self.writers: set[int] = set()
+        if isinstance(loop, Loop):
+            self.poll = lambda fd: _WatchedPoll(self, loop.poll(fd), fd)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loop, name)
@@ -222,3 +225,29 @@ class Watched:
     def remove_writer(self, fd: int) -> bool:
         self.writers.discard(fd)
         return self._loop.remove_writer(fd)
+
+
+class _WatchedPoll:
+    """A compiled poll that tells its loop."""
+
+    def __init__(self, loop: Watched, poll: Poll, fd: int) -> None:
+        self._loop = loop
+        self._poll = poll
+        self._fd = fd
+
+    def read(self, callback: Callback | None) -> None:
+        self._poll.read(callback)
+        self._note(self._loop.readers, callback)
+
+    def write(self, callback: Callback | None) -> None:
+        self._poll.write(callback)
+        self._note(self._loop.writers, callback)
+
+    def close(self) -> None:
+        self._poll.close()
+        self._note(self._loop.readers, None)
+        self._note(self._loop.writers, None)
+        self._fd = -1  # its number may be another's
+
+    def _note(self, fds: set[int], callback: Callback | None) -> None:
+        (fds.discard if callback is None else fds.add)(self._fd)

@@ -1,15 +1,17 @@
 """Which form of the relay's inner loop a test runs with: all that is promised of one is promised of all.
 
-Each form copies all bytes, or has those of a payload spliced where both sockets are plain.
+Each form copies all bytes, or has those of a payload spliced where both sockets are plain. A loop of the native form
+polls natively too, as a worker's does.
 """
 
+import asyncio
 import itertools
 from collections.abc import Iterator
 from typing import Final
 
 import pytest
 
-from dgproxy.net import pump
+from dgproxy.net import poll, pump
 from dgproxy.net.pipes import Pipes
 
 FORMS: Final[tuple[pump.Form, ...]] = ("pure", "native")
@@ -18,6 +20,11 @@ _WHY_NOT: Final = pump.why_not_native()
 native_only = pytest.mark.skipif(bool(_WHY_NOT), reason=f"no native pump: {_WHY_NOT}")
 form: pump.Form = "pure"  # what rigs are built with
 spliced = False  # likewise
+
+
+def new_event_loop(of: pump.Form | None = None) -> asyncio.AbstractEventLoop:
+    """The loop that a worker has with this form, or with that which rigs are built with."""
+    return poll.new_event_loop(native=(of or form) == "native")
 
 
 def pipes() -> Pipes | None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 import pytest
-import uvloop
 
 from dgproxy.net.budget import Budget, unbounded
 from dgproxy.net.endpoint import Endpoint
@@ -166,7 +165,7 @@ def run(
             assert not held
             assert not watched
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=pumps.new_event_loop) as runner:
         runner.run(bounded())
 
 

@@ -2,12 +2,12 @@
 
 import asyncio
 import contextlib
+import functools
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final
 
 import pytest
-import uvloop
 from hypothesis import given, settings, strategies as st
 
 from dgproxy.net import pump
@@ -16,7 +16,7 @@ from dgproxy.net.pipes import Pipes
 from dgproxy.net.pour import AN_EVENT, Pour, Poured
 from dgproxy.net.relay import make_buffer
 from tests.support.peers import Peer, Watched, certificates, tcp_pair
-from tests.support.pumps import FORMS, native_only
+from tests.support.pumps import FORMS, native_only, new_event_loop
 
 LONG: Final = 60.0
 SMALL: Final = 16 * 1024  # bytes of a socket's buffer, so that the sink stalls
@@ -78,8 +78,8 @@ async def rig(way: Way, buffer: int | None = None) -> AsyncIterator[Rig]:
             assert not made.pipes.open  # every one was given back
 
 
-def run(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+def run(work: Callable[[], Coroutine[Any, Any, None]], form: pump.Form) -> None:
+    with asyncio.Runner(loop_factory=functools.partial(new_event_loop, form)) as runner:
         runner.run(asyncio.wait_for(work(), LONG))
 
 
@@ -137,7 +137,7 @@ def test_what_is_poured_and_what_is_read_after_it_are_the_body(
             assert await reading == body
             await sending
 
-    run(work)
+    run(work, way[0])
 
 
 @each_way
@@ -155,7 +155,7 @@ def test_no_more_than_an_events_bytes_go_past_what_was_asked_for(way: Way, least
             await reading
             sending.cancel()
 
-    run(work)
+    run(work, way[0])
 
 
 @each_way
@@ -179,7 +179,7 @@ def test_a_sink_that_takes_nothing_stops_the_source_and_is_seen_to(way: Way) -> 
             assert made.quiet
             sending.cancel()
 
-    run(work)
+    run(work, way[0])
 
 
 Breaks = Callable[[Rig], None]
@@ -212,7 +212,7 @@ def test_whatever_ends_it_leaves_nothing_behind(breaks: Breaks, way: Way, *, sta
             pour.close()
             assert made.quiet
 
-    run(work)
+    run(work, way[0])
 
 
 @each_way
@@ -231,7 +231,7 @@ def test_a_connection_that_is_closed_already_is_not_touched(side: str, way: Way)
             pour.close()
             assert (made.loop.readers, made.loop.writers) == ({closed.fd}, {closed.fd})
 
-    run(work)
+    run(work, way[0])
 
 
 @each_way
@@ -245,7 +245,7 @@ def test_a_client_that_ends_early_is_lost(way: Way) -> None:
             assert await outcome(pour) is Poured.LOST
             assert made.quiet
 
-    run(work)
+    run(work, way[0])
 
 
 @each_way
@@ -259,7 +259,7 @@ def test_an_upstream_that_resets_refuses(way: Way) -> None:
             assert made.quiet
             sending.cancel()
 
-    run(work)
+    run(work, way[0])
 
 
 # --- pipes -----------------------------------------------------------------------------------------------------------
@@ -281,4 +281,4 @@ def test_what_a_sink_that_breaks_leaves_in_a_pipe_is_nobodys() -> None:
             assert await outcome(pour) is Poured.ENOUGH
             assert await read_at_least(made.upstream, 6000) == b"public" * 1000
 
-    run(work)
+    run(work, "pure")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import cast
 
 import pytest
-import uvloop
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from dgproxy.net.endpoint import CHUNK
@@ -340,7 +339,7 @@ def test_a_buffer_is_shared_by_streams_without_mixing_them() -> None:
                 rig.client.close()
                 rig.server.close()
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with asyncio.Runner(loop_factory=pumps.new_event_loop) as runner:
         runner.run(work())
 
 

@@ -7,7 +7,6 @@ import ssl
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
-import uvloop
 from hypothesis import HealthCheck, Phase, settings, strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -129,7 +128,7 @@ class Conversation(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         pumps.form, pumps.spliced = self.form, self.spliced
-        self.runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+        self.runner = asyncio.Runner(loop_factory=pumps.new_event_loop)
         self.finished = False
         self.patient = False  # somebody wanted our Close between two messages
         self.calm = True  # neither peer leaves

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-import uvloop
 from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 
 from dgproxy.net.pipes import BULK, LEAST, SPAN, Pipe, Pipes
@@ -522,6 +521,6 @@ def test_descriptors_stay_few_over_a_thousand_streams_that_end_in_mid_payload() 
             assert pipes.open == pipes.idle <= 1
         assert len(seen) == 1
 
-    with pool(pipes), asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    with pool(pipes), asyncio.Runner(loop_factory=pumps.new_event_loop) as runner:
         runner.run(asyncio.wait_for(work(), 20 * PATIENCE))
     pipes.close()
