@@ -8,7 +8,7 @@ import contextlib
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -249,7 +249,7 @@ def test_speech(client: Callable[[Sdk], Client], upstream: Upstream, cell: Cell)
 # --- refusals --------------------------------------------------------------------------------------------------------
 
 
-def refusals(proxy: Proxy) -> list[dict[str, Any]]:
+def refusals(proxy: Proxy) -> list[Mapping[str, Any]]:
     """Every 401 that the proxy said to one of these SDKs so far."""
     return [
         entry
@@ -263,7 +263,7 @@ def refused(proxy: Proxy, times: int, form: str | None) -> Iterator[None]:
     """In which the proxy says 401 so often, to a credential of this form, if it is one."""
     before = len(refusals(proxy))
     yield
-    proxy.stderr.wait_for(lambda _: len(refusals(proxy)) >= before + times)
+    proxy.stderr.wait_until(lambda: len(refusals(proxy)) >= before + times)
     assert [entry.get("form") for entry in refusals(proxy)[before:]] == [form] * times
 
 

@@ -1,10 +1,12 @@
 """What a process says, line by line as it comes; and the credentials that nothing may ever say."""
 
+import functools
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, Any, Final
 
 SHORTEST_SECRET: Final = 8  # shorter ones (`proxy`, empty) occur in honest text
@@ -16,7 +18,7 @@ class Capture:
     def __init__(self, stream: IO[bytes], path: Path) -> None:
         self.path = path
         self._lines: list[str] = []
-        self._news = threading.Condition()
+        self._news = threading.Condition()  # reentrant: what waits may look at the lines
         self._ended = False
         self._thread = threading.Thread(target=self._read, args=(stream,), daemon=True, name=f"capture {path.name}")
         self._thread.start()
@@ -54,30 +56,40 @@ class Capture:
                     raise AssertionError(f"No such line in {self.path.name}: {why}. Last said:\n{said}")
                 self._news.wait(left)
 
+    def wait_until(self, seen: Callable[[], bool], timeout: float = 10.0) -> None:
+        """Until what was said so far is enough; asked once for all that came together, not for each line."""
+        deadline = time.monotonic() + timeout
+        with self._news:
+            while not seen():
+                left = deadline - time.monotonic()
+                assert left > 0 and not self._ended, f"not said in {self.path.name}"  # noqa: PT018
+                self._news.wait(left)
+
     def join(self, timeout: float = 5.0) -> bool:
         """Whether every process that held the other end is gone."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
 
-def parse(lines: Iterable[str]) -> list[dict[str, Any]]:
+@functools.lru_cache(1 << 17)  # a run's log is looked through by thousands of tests
+def _parsed(line: str) -> Mapping[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return MappingProxyType(value) if isinstance(value, dict) else None
+
+
+def parse(lines: Iterable[str]) -> list[Mapping[str, Any]]:
     """The lines that are JSON objects, parsed; others are left out."""
-    found = []
-    for line in lines:
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
+    return [value for line in lines if (value := _parsed(line)) is not None]
 
 
 def is_event(name: str, **fields: Any) -> Callable[[str], bool]:
     """Asks a line whether it is the log event of this name, with these fields."""
 
     def wanted(line: str) -> bool:
-        return any(
+        return name in line and any(
             entry.get("event") == name and all(entry.get(k) == v for k, v in fields.items()) for entry in parse([line])
         )
 

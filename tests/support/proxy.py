@@ -220,7 +220,7 @@ class Proxy:
 
     # --- what it left ------------------------------------------------------------------------------------------------
 
-    def log_lines(self) -> list[dict[str, Any]]:
+    def log_lines(self) -> list[Mapping[str, Any]]:
         """Every JSON line of this run's stderr and stdout, parsed."""
         return parse([*self.stderr.lines(), *self.stdout.lines()])
 
