@@ -35,7 +35,12 @@ def _whole(config: pytest.Config, session: pytest.Session) -> bool:
     """Whether all tests of this directory run."""
     ran = {item.path for item in session.items}
     option = config.option
-    chosen = option.keyword or option.markexpr or option.lf or any("::" in argument for argument in config.args)
+    chosen = (
+        option.keyword
+        or option.markexpr
+        or getattr(option, "lf", False)
+        or any("::" in argument for argument in config.args)
+    )
     return not chosen and ran >= set(HERE.glob("test_*.py"))
 
 

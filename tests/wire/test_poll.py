@@ -20,7 +20,9 @@ from tests.support.peers import tcp_pair
 _WHY_NOT: Final = poll.why_not_native()
 NATIVE: Final = [
     pytest.param(False, id="loop"),
-    pytest.param(True, id="native", marks=pytest.mark.skipif(bool(_WHY_NOT), reason=f"no native polls: {_WHY_NOT}")),
+    pytest.param(
+        True, id="native", marks=pytest.mark.skipif(bool(_WHY_NOT), reason=f"no native pump, nor its polls: {_WHY_NOT}")
+    ),
 ]
 each_form = pytest.mark.parametrize("native", NATIVE)
 PATIENCE: Final = 5.0
@@ -295,7 +297,7 @@ def test_what_is_no_fd_for_a_loop_is_refused(*, native: bool) -> None:
     run(work, native=native)
 
 
-@pytest.mark.skipif(bool(_WHY_NOT), reason=f"no native polls: {_WHY_NOT}")
+@pytest.mark.skipif(bool(_WHY_NOT), reason=f"no native pump, nor its polls: {_WHY_NOT}")
 @settings(max_examples=200, deadline=None)
 @given(
     steps=st.lists(
