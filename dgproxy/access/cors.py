@@ -22,7 +22,10 @@ Lines = tuple[tuple[str, str], ...]
 
 MAX_AGE: Final = 7200  # seconds for which a browser keeps a preflight's answer; Chromium's own most
 # What pages may read: all, and by name what hosted Deepgram exposes, for browsers that do not know "*" there.
-_EXPOSED: Final = "*, dg-request-id, dg-error, dg-model-name, dg-model-uuid, dg-char-count, Retry-After"
+_EXPOSED: Final = (
+    "*, dg-request-id, dg-error, dg-model-name, dg-model-uuid, dg-char-count, "
+    "Retry-After, RateLimit-Limit, RateLimit-Remaining, RateLimit-Reset"
+)
 _NAMED: Final = 300  # characters of a refused Origin in the log; a name has up to 253
 _VARY: Final = ("Vary", "Origin")
 _NAMES = re.compile(TOKEN + rb"++(?:[ \t]*,[ \t]*" + TOKEN + rb"++)*")

@@ -1,23 +1,23 @@
-"""The ledger's rules: who holds which slot, exact over all workers; and how fast a body must come.
+"""The ledger's rules: who holds which slot and begins how often, exact over all workers; and how fast a body must come.
 
 A slot is a request's in flight (of a key and a class), or a connection's (of an address).
 
 Rules of this file: a slot is held from admission until it is given back or its owner is gone; giving back what is not
-held changes nothing, so a late or doubled message can't free another's slot. Invariant: for each key and class,
-in_use() equals the number of slots held.
+held changes nothing, so a late or doubled message can't free another's slot. What is refused counts for nothing.
+Invariant: for each key and class, in_use() equals the number of slots held.
 """
 
 import ipaddress
 import math
 from collections import Counter
-from dataclasses import dataclass, field
 from typing import NewType, TypeVar
 
 from dgproxy.access.keys import KeyId
+from dgproxy.access.rates import Buckets, Clock
 from dgproxy.config import Plan
-from dgproxy.units import MinimumRate
+from dgproxy.units import MinimumRate, format_rate
 from dgproxy.wire.deepgram import Class
-from dgproxy.wire.refusals import TOO_MANY_CONNECTIONS, Refusal, too_many_streams
+from dgproxy.wire.refusals import TOO_MANY_CONNECTIONS, Refusal, too_many_begun, too_many_streams
 
 T = TypeVar("T")
 
@@ -25,14 +25,17 @@ Owner = NewType("Owner", int)  # a worker's life, never used twice
 Slot = NewType("Slot", int)  # the owner's own number for a request in flight
 
 
-@dataclass(slots=True)
 class Ledger:
-    """Slots in flight, per key and per class of a key."""
+    """Slots in flight, per key and per class of a key; and what each key has begun lately."""
 
-    _held: dict[Owner, dict[Slot, tuple[KeyId, Class] | str]] = field(default_factory=dict)
-    _by_key: Counter[KeyId] = field(default_factory=Counter)
-    _by_class: Counter[tuple[KeyId, Class]] = field(default_factory=Counter)
-    _by_source: Counter[str] = field(default_factory=Counter)
+    __slots__ = ("_begun", "_by_class", "_by_key", "_by_source", "_held")
+
+    def __init__(self, clock: Clock) -> None:
+        self._held: dict[Owner, dict[Slot, tuple[KeyId, Class] | str]] = {}
+        self._by_key: Counter[KeyId] = Counter()
+        self._by_class: Counter[tuple[KeyId, Class]] = Counter()
+        self._by_source: Counter[str] = Counter()
+        self._begun = Buckets(clock)
 
     def admit(self, owner: Owner, slot: Slot, key_id: KeyId, cls: Class, plan: Plan) -> Refusal | None:
         """Takes a slot, or says which limit is full. A slot number that its owner holds already is a fault of ours.
@@ -49,6 +52,9 @@ class Ledger:
         limit = plan.streams_by_class.get(cls)
         if limit is not None and self._by_class[key_id, cls] >= limit:
             return too_many_streams(limit, self._by_class[key_id, cls], f"of this key's {cls} streams")
+        bucket = self._begun.of(key_id, plan.rate, plan.burst)
+        if not bucket.take():
+            return too_many_begun(format_rate(plan.rate), plan.burst, max(1, math.ceil(bucket.wait)))
         held[slot] = (key_id, cls)
         self._by_key[key_id] += 1
         self._by_class[key_id, cls] += 1

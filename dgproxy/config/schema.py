@@ -332,11 +332,23 @@ class Drain(msgspec.Struct, frozen=True):
 class Plan(msgspec.Struct, frozen=True):
     """What a key may do. Every key has a plan, and may override any field (Overrides)."""
 
-    rate: Annotated[Rate, _later(kinds.RATE, "requests and streams begun, over all workers", example='"100/s"')] = Rate(
-        20.0, 1.0
-    )
+    rate: Annotated[
+        Rate,
+        _now(
+            kinds.RATE,
+            "requests and streams begun, over all workers",
+            example='"100/s"',
+            more="What is more is answered with 429 and when to come back.",
+        ),
+    ] = Rate(20.0, 1.0)
     burst: Annotated[
-        int, _later(kinds.integer(1, 1_000_000), "requests and streams that may begin at once", example="100")
+        int,
+        _now(
+            kinds.integer(1, 1_000_000),
+            "requests and streams that may begin at once",
+            example="100",
+            more="They are then made up for at `rate`.",
+        ),
     ] = 40
     streams: Annotated[
         int,

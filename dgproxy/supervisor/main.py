@@ -82,7 +82,7 @@ class Supervisor:
         self._loop = loop
         self._log = Log(config.log.level, config.log.format, process="supervisor")
         self._started = time.monotonic()
-        self._ledger = Ledger()
+        self._ledger = Ledger(loop)
         self._surveys = Surveys()
         self._imports = Imports(time.monotonic)
         self._used: defaultdict[KeyId, Used] = defaultdict(Used)

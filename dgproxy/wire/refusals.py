@@ -5,6 +5,7 @@ another; whatever writes a 4xx or 5xx of our own takes it from here, so that all
 """
 
 from http import HTTPStatus
+from typing import Final
 
 import msgspec
 
@@ -113,11 +114,33 @@ UPSTREAM_TIMEOUT = Refusal(504, "GATEWAY_TIMEOUT", "The speech service did not a
 TOO_MANY_CONNECTIONS = Refusal(429, "TOO_MANY_REQUESTS", "Too many connections from this address.", close=True)
 
 
+_COME_BACK: Final = 1  # seconds until a slot may be free again: nobody knows, and asking costs nothing
+
+
 def too_many_streams(limit: int, in_use: int, scope: str) -> Refusal:
     """429 that says which limit, how much of it is in use and when to come back (seconds)."""
-    return Refusal(
-        429,
-        "TOO_MANY_REQUESTS",
+    return _limited(
         f"Too many requests in flight: {in_use} of {limit} {scope} are in use. Please try again later.",
-        retry_after=1,
+        limit,
+        _COME_BACK,
     )
+
+
+def too_many_begun(rate: str, burst: int, wait: int) -> Refusal:
+    """429 that says which rate was passed, how many may begin at once, and when to come back (seconds)."""
+    return _limited(
+        f"Too many requests: this key may begin {rate}, {burst} of them at once, and did. "
+        f"Please try again in {wait} s.",
+        burst,
+        wait,
+    )
+
+
+def _limited(message: str, limit: int, wait: int) -> Refusal:
+    """With the fields of draft-ietf-httpapi-ratelimit-headers-03, which is what clients of other gateways read."""
+    headers = (
+        ("RateLimit-Limit", str(limit)),
+        ("RateLimit-Remaining", "0"),
+        ("RateLimit-Reset", str(wait)),
+    )
+    return Refusal(429, "TOO_MANY_REQUESTS", message, retry_after=wait, headers=headers)

@@ -154,11 +154,12 @@ def meanings() -> dict[str, Any]:
 
 
 def codes() -> Iterator[tuple[str, Refusal]]:
-    """Every refusal by its name in dgproxy.wire.refusals; of the one that is made on demand, an example."""
+    """Every refusal by its name in dgproxy.wire.refusals; of those that are made on demand, an example."""
     for name, value in vars(refusals).items():
         if isinstance(value, Refusal):
             yield name, value
     yield "too_many_streams", refusals.too_many_streams(50, 50, "streams")
+    yield "too_many_begun", refusals.too_many_begun("20/s", 40, 1)
 
 
 def _refusals() -> str:

@@ -381,6 +381,35 @@ def test_slots_are_exact_over_both_workers(proxy: Proxy) -> None:
     assert decided().keys() == {"worker 0", "worker 1"}
 
 
+def test_a_rate_is_exact_over_both_workers_for_streams_and_requests_alike(proxy: Proxy) -> None:
+    """One an hour, so that none comes to the twenty while this runs."""
+    tls = proxy.client_tls()
+    key = proxy.new_key("hourly", streams="200", rate="1/h", burst="20").key
+
+    async def conversation() -> None:
+        streams = asyncio.gather(*(tried(proxy, key, tls) for _ in range(100)))
+        requests = asyncio.gather(*(asyncio.to_thread(models, proxy, key, tls) for _ in range(100)))
+        opened_or_not, statuses = await asyncio.gather(streams, requests)
+        clients = [one for one in opened_or_not if isinstance(one, Client)]
+        async with closing(clients):
+            refused = [one for one in opened_or_not if not isinstance(one, Client)]
+            assert {one.response.status_code for one in refused} <= {429}
+            assert Counter(statuses).keys() <= {200, 429}
+            assert len(clients) + statuses.count(200) == 20
+            assert_too_many(await tried(proxy, key, tls), 20)
+            await asyncio.gather(*(client.echo() for client in clients))  # what has begun is not touched
+
+    asyncio.run(conversation())
+    answer = request(proxy.base_url, tls, "GET", "/v1/models", [("Authorization", f"Token {key}")])
+    assert_refusal(answer, 429, "TOO_MANY_REQUESTS")
+    wait = int(answer.value("retry-after"))
+    assert 3500 < wait <= 3600
+    told = {name: int(value) for name, value in answer.headers if name.startswith("ratelimit-")}
+    assert told == {"ratelimit-limit": 20, "ratelimit-remaining": 0, "ratelimit-reset": wait}
+    assert f"{wait} s" in answer.json()["err_msg"]
+    assert "1/h" in answer.json()["err_msg"]
+
+
 # --- death -----------------------------------------------------------------------------------------------------------
 
 

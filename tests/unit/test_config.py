@@ -582,8 +582,6 @@ LATER = {
     "drain.reload": '"1h"',
     "tls.ktls": '"auto"',
     "tls.extra": '[{ certificate = "a", private_key = "b" }]',
-    "plans.default.rate": '"21/s"',
-    "plans.default.burst": "41",
     "plans.default.quota": "{}",
     "plans.default.allow_url": '["a.example"]',
     "plans.default.stream_max_life": '"1h"',
@@ -606,9 +604,9 @@ def test_defaults_that_do_nothing_yet_are_told_in_one_line() -> None:
     config, (summary,) = examined(SPEC)
     assert config is not None
     assert (summary.severity, summary.key) == ("warning", "")
-    assert "plans.*.rate, burst, quota" in summary.message
-    _, findings = examined(with_setting("plans.default.rate", '"21/s"'))
-    assert "plans.*.burst, quota" in findings[-1].message
+    assert "plans.*.quota, allow_url" in summary.message
+    _, findings = examined(with_setting("plans.default.quota", "{}"))
+    assert "plans.*.allow_url" in findings[-1].message
 
 
 # --- where it is ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The ledger: a slot is held from its admission to its end, and no limit is ever passed; and the pace of a body."""
+"""The ledger: a slot is held from its admission to its end, and no limit or rate is ever passed; the pace of a body."""
 
 import math
 from collections import Counter
@@ -20,13 +20,26 @@ from hypothesis.stateful import (
 from dgproxy.access.keys import KeyId
 from dgproxy.access.limits import Ledger, Owner, Pace, Slot, source
 from dgproxy.config import Plan
-from dgproxy.units import MinimumRate
+from dgproxy.units import MinimumRate, Rate
 from dgproxy.wire.deepgram import Class
 from dgproxy.wire.refusals import TOO_MANY_CONNECTIONS, Refusal
+from tests.support.clock import Clock
 
 KEYS: Final = [KeyId("aaaaaaaaaa"), KeyId("bbbbbbbbbb")]
 ONE, TWO = KEYS
 PLAN: Final = Plan(streams=3, streams_by_class={"flux": 1, "stream": 2})
+# Powers of two, and times of a 64th of a second, so that the test's own arithmetic is exact.
+PLANS: Final = [
+    Plan(streams=3, streams_by_class={"flux": 1, "stream": 2}, rate=Rate(2.0, 1.0), burst=4),
+    Plan(streams=5, rate=Rate(8.0, 1.0), burst=2),
+    Plan(streams=1, streams_by_class={"flux": 3}, rate=Rate(2.0, 1.0), burst=16),
+    Plan(streams=0),
+]
+
+
+def new_ledger() -> Ledger:
+    """One whose clock stands still."""
+    return Ledger(Clock())
 
 
 def taken(verdict: Refusal | None) -> bool:
@@ -36,19 +49,27 @@ def taken(verdict: Refusal | None) -> bool:
     assert (verdict.status, verdict.code, verdict.close) == (429, "TOO_MANY_REQUESTS", False)
     assert verdict.retry_after is not None
     assert verdict.retry_after >= 1
+    told = dict(verdict.headers)
+    assert told["RateLimit-Remaining"] == "0"
+    assert told["RateLimit-Reset"] == str(verdict.retry_after)
+    assert int(told["RateLimit-Limit"]) >= 0
     return False
 
 
 class Conversation(RuleBasedStateMachine):
-    """Any order of what workers say, against the plain list of what is held."""
+    """Any order of what workers say, of time and of changed plans, against the plain list of what is held and begun."""
 
     owners: Bundle[Owner] = Bundle("owners")
     slots: Bundle[tuple[Owner, Slot]] = Bundle("slots")
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = Ledger()
+        self.clock = Clock()
+        self.ledger = Ledger(self.clock)
         self.held: dict[tuple[Owner, Slot], tuple[KeyId, Class]] = {}
+        self.plans = dict.fromkeys(KEYS, PLANS[0])
+        self.judged_by = dict(self.plans)  # a bucket knows a new plan when it is asked under it
+        self.begun = dict.fromkeys(KEYS, 0.0)
         self.last_owner = 0
         self.last_slot = 0
 
@@ -64,16 +85,30 @@ class Conversation(RuleBasedStateMachine):
     def another_worker(self) -> Owner:
         return self._new_owner()
 
+    @rule(sixty_fourths=st.integers(1, 256))
+    def time_goes_on(self, sixty_fourths: int) -> None:
+        self.clock.now += sixty_fourths / 64
+        for key, plan in self.judged_by.items():
+            self.begun[key] = max(0.0, self.begun[key] - plan.rate.per_second * sixty_fourths / 64)
+
+    @rule(key=st.sampled_from(KEYS), plan=st.sampled_from(PLANS))
+    def change_plan(self, key: KeyId, plan: Plan) -> None:
+        self.plans[key] = plan
+
     @rule(target=slots, owner=owners, key=st.sampled_from(KEYS), cls=st.sampled_from(Class))
     def admit(self, owner: Owner, key: KeyId, cls: Class) -> tuple[Owner, Slot]:
         self.last_slot += 1
         slot = Slot(self.last_slot)
+        plan = self.plans[key]
         of_key = [held for held in self.held.values() if held[0] == key]
-        limit = PLAN.streams_by_class.get(cls, PLAN.streams)
-        room = len(of_key) < PLAN.streams and of_key.count((key, cls)) < limit
-        assert taken(self.ledger.admit(owner, slot, key, cls, PLAN)) is room
+        room = len(of_key) < plan.streams and of_key.count((key, cls)) < plan.streams_by_class.get(cls, plan.streams)
+        if room:
+            self.judged_by[key] = plan
+            room = self.begun[key] + 1 <= plan.burst
+        assert taken(self.ledger.admit(owner, slot, key, cls, plan)) is room
         if room:
             self.held[owner, slot] = (key, cls)
+            self.begun[key] += 1
         return owner, slot
 
     @rule(slot=slots, key=st.sampled_from(KEYS))
@@ -108,13 +143,6 @@ class Conversation(RuleBasedStateMachine):
                 assert self.ledger.in_use(key, cls) == by_class[key, cls]
 
     @invariant()
-    def no_limit_is_passed(self) -> None:
-        for key in KEYS:
-            assert self.ledger.in_use(key) <= PLAN.streams
-            for cls, limit in PLAN.streams_by_class.items():
-                assert self.ledger.in_use(key, Class(cls)) <= limit
-
-    @invariant()
     def who_holds_nothing_costs_nothing(self) -> None:
         assert set(self.ledger._by_key) == {key for key, _ in self.held.values()}
         assert set(self.ledger._by_class) == set(self.held.values())
@@ -126,7 +154,7 @@ TestAnyConversation.settings = settings(max_examples=60, stateful_step_count=40,
 
 
 def test_the_limit_is_of_the_key_over_all_workers_and_of_no_other_key() -> None:
-    ledger = Ledger()
+    ledger = new_ledger()
     assert [taken(ledger.admit(Owner(worker), Slot(1), ONE, Class.BATCH, PLAN)) for worker in (1, 2, 3, 4)] == [
         True,
         True,
@@ -137,7 +165,7 @@ def test_the_limit_is_of_the_key_over_all_workers_and_of_no_other_key() -> None:
 
 
 def test_a_class_is_limited_beside_the_key() -> None:
-    ledger = Ledger()
+    ledger = new_ledger()
     assert taken(ledger.admit(Owner(1), Slot(1), ONE, Class.FLUX, PLAN))
     verdict = ledger.admit(Owner(1), Slot(2), ONE, Class.FLUX, PLAN)
     assert verdict is not None
@@ -147,7 +175,7 @@ def test_a_class_is_limited_beside_the_key() -> None:
 
 
 def test_a_limit_of_none_and_a_lowered_one_refuse_what_is_new_and_keep_what_is_held() -> None:
-    ledger = Ledger()
+    ledger = new_ledger()
     assert not taken(ledger.admit(Owner(1), Slot(1), ONE, Class.BATCH, Plan(streams=0)))
     assert taken(ledger.admit(Owner(1), Slot(1), ONE, Class.BATCH, PLAN))
     assert not taken(ledger.admit(Owner(1), Slot(2), ONE, Class.BATCH, Plan(streams=1)))
@@ -155,12 +183,40 @@ def test_a_limit_of_none_and_a_lowered_one_refuse_what_is_new_and_keep_what_is_h
 
 
 def test_a_late_word_of_a_dead_worker_frees_nothing_of_its_successor() -> None:
-    ledger = Ledger()
+    ledger = new_ledger()
     assert taken(ledger.admit(Owner(1), Slot(7), ONE, Class.BATCH, PLAN))
     assert ledger.forget(Owner(1)) == 1
     assert taken(ledger.admit(Owner(2), Slot(7), ONE, Class.BATCH, PLAN))
     assert ledger.give_back(Owner(1), Slot(7)) is False
     assert ledger.in_use(ONE) == 1
+
+
+def test_a_request_that_is_refused_is_not_counted_as_begun() -> None:
+    clock = Clock()
+    ledger = Ledger(clock)
+    plan = Plan(streams=1, rate=Rate(1.0, 60.0), burst=2)
+    assert taken(ledger.admit(Owner(1), Slot(1), ONE, Class.BATCH, plan))
+    for number in range(2, 12):
+        assert not taken(ledger.admit(Owner(1), Slot(number), ONE, Class.BATCH, plan))
+    assert ledger.give_back(Owner(1), Slot(1))
+    assert taken(ledger.admit(Owner(1), Slot(2), ONE, Class.BATCH, plan))
+
+
+def test_a_rate_that_is_passed_takes_no_slot_and_says_which_and_when_to_come_back() -> None:
+    clock = Clock()
+    ledger = Ledger(clock)
+    plan = Plan(streams=9, rate=Rate(2.0, 60.0), burst=2)
+    assert taken(ledger.admit(Owner(1), Slot(1), ONE, Class.BATCH, plan))
+    assert taken(ledger.admit(Owner(2), Slot(1), ONE, Class.STREAM, plan))  # of all workers and classes together
+    verdict = ledger.admit(Owner(1), Slot(2), ONE, Class.BATCH, plan)
+    assert verdict is not None
+    assert not taken(verdict)
+    assert (verdict.retry_after, dict(verdict.headers)["RateLimit-Limit"]) == (30, "2")
+    assert "2/m" in verdict.message
+    assert ledger.in_use(ONE) == 2
+    assert taken(ledger.admit(Owner(1), Slot(2), TWO, Class.BATCH, plan))  # another key has its own
+    clock.now += 30.0
+    assert taken(ledger.admit(Owner(1), Slot(3), ONE, Class.BATCH, plan))
 
 
 # --- connections of an address ----------------------------------------------------------------------------------------
@@ -174,7 +230,7 @@ class Arrivals(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.ledger = Ledger()
+        self.ledger = new_ledger()
         self.seated: dict[tuple[Owner, Slot], str] = {}
         self.requests: set[tuple[Owner, Slot]] = set()
         self.last = 0
@@ -240,7 +296,7 @@ TestAnyArrivals.settings = settings(max_examples=60, stateful_step_count=40, dea
 
 
 def test_an_address_has_so_many_connections_over_all_workers_and_another_address_its_own() -> None:
-    ledger = Ledger()
+    ledger = new_ledger()
     for worker in (1, 2):
         assert ledger.admit_connection(Owner(worker), Slot(1), "192.0.2.1", 2) is None
     for worker in (1, 2, 3):
