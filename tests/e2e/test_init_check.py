@@ -437,12 +437,14 @@ def test_check_says_ok_with_what_is_worth_knowing(tmp_path: Path) -> None:
 
 def says_ok_with_what_is_worth_knowing(made: Path) -> None:
     renew(made, NOW - LIFE + dt.timedelta(days=6, hours=6))
-    edit(made / "dgproxy.toml", {"plans.default.burst": "41", "limits.connections": "1"})
+    edit(made / "dgproxy.toml", {"plans.default.stream_max_life": '"1h"', "limits.connections": "1"})
     code, said, _ = check(cwd=made)
     assert code == 0
     lines = said.splitlines()
     assert lines[0] == "certs/server.pem: warning: expires in 6 days; renew it"
-    assert re.fullmatch(r"dgproxy\.toml:[0-9]+: plans\.default\.burst: warning: parsed, but not enforced.*", lines[1])
+    assert re.fullmatch(
+        r"dgproxy\.toml:[0-9]+: plans\.default\.stream_max_life: warning: parsed, but not enforced.*", lines[1]
+    )
     assert lines[2].startswith("dgproxy.toml: warning: not enforced yet by this release, and at their defaults: ")
     assert lines[3:] == ["dgproxy.toml: ok (3 warnings)"]
 
