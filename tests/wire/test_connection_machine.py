@@ -13,7 +13,7 @@ import ssl
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -25,7 +25,7 @@ from tests.bad_inputs import test_c_credentials, test_f_framing, test_h_headers,
 from tests.support import scripted
 from tests.support.frames import frame
 from tests.support.judge import Judge, Request
-from tests.support.logs import is_event
+from tests.support.logs import is_event, mentions
 from tests.support.proxy import Key, Proxy, dgproxy
 from tests.support.raw import CODES, PATIENCE, WS, connect
 
@@ -40,6 +40,7 @@ BROKEN: Final = {
     **test_c_credentials.CLOSED,
     **test_w_handshake.CLOSED,
 }
+FAULTS: Final = (is_event("worker.fault"), is_event("worker.died"), is_event("proxy.failed"))
 _numbers = itertools.count()
 
 
@@ -121,6 +122,10 @@ class House:
         """What is sent for the key of this name."""
         return self.keys[name].key if name in self.keys else self.proxy.key if name == "good" else "wrong"
 
+    def said(self, *wanted: Callable[[str], bool]) -> list[str]:
+        """The proxy's log lines that are one of these."""
+        return [line for line in self.proxy.stderr.lines() if any(one(line) for one in wanted)]
+
     def switch(self, word: str) -> None:
         """`keys disable` or `keys enable`, of the key that is for it."""
         dgproxy("keys", word, self.keys["switched"].id, "-c", str(self.proxy.config))
@@ -130,7 +135,7 @@ class House:
 def house(tmp_path_factory: pytest.TempPathFactory, leaks: list[str]) -> Iterator[House]:
     teller = Teller()
     with scripted.upstream(teller.serve) as url:
-        proxy = Proxy(tmp_path_factory.mktemp("connections"), url)
+        proxy = Proxy(tmp_path_factory.mktemp("connections"), url, {"log.level": '"debug"'})
         with proxy:
             keys = {
                 "small": proxy.new_key("small", max_body=f"{SMALL}B", models="nova-3"),
@@ -143,8 +148,7 @@ def house(tmp_path_factory: pytest.TempPathFactory, leaks: list[str]) -> Iterato
                 assert time.monotonic() < deadline, in_flight
             proxy.stop()
             assert not [request for request in made.cut if request.whole]
-            faults = [line for line in proxy.stderr.lines() if is_event("worker.fault")(line)]
-            assert not faults, faults
+            assert not made.said(*FAULTS)
         leaks += proxy.leaks()
 
 
@@ -403,13 +407,21 @@ class Client(RuleBasedStateMachine):
     def collect(self) -> None:
         """Every answer that is due comes, as foretold, and an end where that was foretold; so do the requests."""
         due, self.due = self.due, []
-        for one in due:
-            self.check_answer(one)
-            if one.fate.closes:
-                assert not self.got
-                assert not self.receive(), self.got
-                self.leave()
-                break
+        own = "none" if self.sock is None else "{}:{}".format(*self.sock.getsockname())
+        try:
+            for one in due:
+                self.check_answer(one)
+                if one.fate.closes:
+                    assert not self.got
+                    assert not self.receive(), self.got
+                    self.leave()
+                    break
+        except Exception as failure:
+            with contextlib.suppress(AssertionError):
+                self.house.proxy.stderr.wait_for(mentions(peer=own), 2.0)
+            said = self.house.said(mentions(peer=own), *FAULTS)
+            failure.add_note(f"{own}, due: {due}\n" + "\n".join(said))
+            raise
         self.check_upstream(due)
 
     def check_answer(self, due: Due) -> None:
