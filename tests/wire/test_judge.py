@@ -129,7 +129,10 @@ class Meant:
 
     def is_what_came(self, request: Request) -> bool:
         """Whether the judge read the same; the headers that are not ours or hop-by-hop are looked at alone."""
-        mine = [(name.lower(), value) for name, value in self.headers if name.lower().startswith(b"x-mine")]
+        said = b",".join(value for name, value in self.headers if name.lower() == b"connection")
+        hop = {option.strip(b" \t") for option in said.lower().split(b",")}  # RFC 9110 7.6.1
+        fields = [(name.lower(), value) for name, value in self.headers]
+        mine = [(name, value) for name, value in fields if name.startswith(b"x-mine") and name not in hop]
         came = [(name.lower(), value) for name, value in request.headers if name.lower().startswith(b"x-mine")]
         read = (request.method, request.target, request.body, request.whole)
         return read == (self.method, self.target, self.body, True) and mine == came
@@ -408,6 +411,8 @@ def both(sent: bytes, first: bytes, second: bytes) -> bytes:
 @example(sent=both(get(), b"Content-Length: 5", CHUNKED) + b"0\r\n\r\n")
 @example(sent=both(get(), b"Content-Length: 5", b"Content-Length: 0") + b"audio")
 @example(sent=get(b"X-Mine: a\n b"))
+@example(sent=get(b"Connection: X-Mine,: Transfer-Encoding", b"X-Mine: dropped"))
+@example(sent=get(b"Connection: close, X-Mine", b"X-Mine: dropped", b"X-Mine-Too: kept"))
 @example(sent=get(b"X-Mine: a\r\n\r\nGET /v1/models?inner HTTP/1.1"))
 def test_it_is_refused_unread_or_read_by_both_alike(house: Court, sent: bytes) -> None:
     court = house
