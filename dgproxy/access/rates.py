@@ -4,7 +4,6 @@ Rules of this file: a bucket is asked and never waited for, so that it costs a d
 empty is as good as a new one, and is forgotten.
 """
 
-import contextlib
 from collections import OrderedDict
 from typing import Final, Protocol
 
@@ -48,15 +47,11 @@ class Bucket(AsyncLimiter):
         """Puts one more into the bucket; False if it does not fit."""
         if not self.has_capacity():
             return False
-        with contextlib.suppress(StopIteration):
+        try:
             self.acquire().send(None)  # which does not wait, as there is room
-        return True
-
-    @property
-    def room(self) -> int:
-        """How many more fit now."""
-        self._leak()
-        return max(0, int(self.max_rate - self._level))
+        except StopIteration:
+            return True
+        return False
 
     @property
     def wait(self) -> float:
@@ -76,7 +71,7 @@ class Buckets:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._buckets: OrderedDict[KeyId, Bucket] = OrderedDict()  # the longest unused first
+        self._buckets: OrderedDict[KeyId, Bucket] = OrderedDict()  # first, who was longest not looked at
 
     def __len__(self) -> int:
         return len(self._buckets)

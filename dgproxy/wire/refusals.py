@@ -129,8 +129,7 @@ def too_many_streams(limit: int, in_use: int, scope: str) -> Refusal:
 def too_many_begun(rate: str, burst: int, wait: int) -> Refusal:
     """429 that says which rate was passed, how many may begin at once, and when to come back (seconds)."""
     return _limited(
-        f"Too many requests: this key may begin {rate}, {burst} of them at once, and did. "
-        f"Please try again in {wait} s.",
+        f"Too many requests: this key may begin {rate}, at most {burst} at once. Please try again in {wait} s.",
         burst,
         wait,
     )
